@@ -1,0 +1,1 @@
+"""pytest plugin of terway (filled in below)."""

@@ -1,0 +1,184 @@
+"""What a driver can declare: frozen objects that say how the kernel should look.
+
+A :class:`Wiring` has three parts. ``node`` objects live in the host's namespace and are shared: they are
+only ensured at ADD and go when no attachment declares them any more. ``host`` and ``pod`` objects belong to
+one attachment and live in the host's and in the pod's namespace. Links are named, never numbered: the
+engine finds the interface indices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Literal, TypeAlias
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPInterface: TypeAlias = IPv4Interface | IPv6Interface
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+MAIN_TABLE = 254
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Veth:
+    """A veth pair: ``name`` stays where the object is placed, ``peer`` is born in the pod's namespace.
+
+    Only ``host`` may hold one. MAC addresses are given, not left to the kernel, so that the neighbour
+    entries on both sides can be declared beforehand. Both ends come up.
+    """
+
+    name: str
+    peer: str
+    mac: str
+    peer_mac: str
+    mtu: int = 1500
+    kind: Literal["veth"] = "veth"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkUp:
+    """A link that exists already (``lo``, an ENI) and must be up; ``mtu`` 0 leaves its MTU alone."""
+
+    dev: str
+    mtu: int = 0
+    kind: Literal["link-up"] = "link-up"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """An address on a link, without duplicate address detection: the VPC has already decided who owns it."""
+
+    dev: str
+    address: IPInterface
+    kind: Literal["address"] = "address"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """A route. Without ``via`` the destination is on the link; with it the next hop is taken as on-link."""
+
+    dst: IPNetwork
+    dev: str
+    via: IPAddress | None = None
+    table: int = MAIN_TABLE
+    kind: Literal["route"] = "route"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """A policy rule; the family is that of ``src`` or ``dst``, else ``family``.
+
+    ``blackhole`` drops what matches instead of looking it up in ``table``.
+    """
+
+    priority: int
+    table: int = MAIN_TABLE
+    src: IPNetwork | None = None
+    dst: IPNetwork | None = None
+    iif: str = ""
+    oif: str = ""
+    blackhole: bool = False
+    family: Literal[4, 6] = 4
+    kind: Literal["rule"] = "rule"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbor:
+    """A permanent neighbour entry: nobody needs to ask who has ``address``."""
+
+    dev: str
+    address: IPAddress
+    mac: str
+    kind: Literal["neighbor"] = "neighbor"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sysctl:
+    """A value below ``/proc/sys/net``; ``key`` is the path from there, ``ipv4/conf/eth0/forwarding``.
+
+    Removing a wiring leaves it: what was there before is not known, and per-link values go with the link.
+    """
+
+    key: str
+    value: str
+    kind: Literal["sysctl"] = "sysctl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenBucket:
+    """A tbf qdisc at the root of a link: what the link sends is shaped.
+
+    :param rate: bytes per second.
+    :param burst: bytes that may leave at once.
+    :param limit: bytes that may wait.
+    """
+
+    dev: str
+    rate: int
+    burst: int
+    limit: int
+    kind: Literal["tbf"] = "tbf"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Masquerade:
+    """Source NAT to the node's address for packets from ``src`` to anywhere but ``exclude``.
+
+    Kept in nftables, in a table of our own; only ``node`` may hold it.
+    """
+
+    src: IPNetwork
+    exclude: tuple[IPNetwork, ...] = ()
+    kind: Literal["masquerade"] = "masquerade"
+
+
+WiringObject: TypeAlias = (
+    Veth | LinkUp | Address | Route | Rule | Neighbor | Sysctl | TokenBucket | Masquerade
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wiring:
+    """Everything one attachment needs from the kernel, in the order in which it is applied."""
+
+    node: tuple[WiringObject, ...] = ()
+    host: tuple[WiringObject, ...] = ()
+    pod: tuple[WiringObject, ...] = ()
+
+
+def describe(obj: WiringObject) -> str:
+    """One line in the words of ``ip``, ``tc`` and ``sysctl``, for people and error messages."""
+    match obj:
+        case Veth():
+            return f"veth {obj.name} mac {obj.mac} mtu {obj.mtu} peer {obj.peer} mac {obj.peer_mac}"
+        case LinkUp():
+            return f"link {obj.dev} up" + (f" mtu {obj.mtu}" if obj.mtu else "")
+        case Address():
+            return f"address {obj.address} dev {obj.dev}"
+        case Route():
+            via = f" via {obj.via}" if obj.via else ""
+            table = "" if obj.table == MAIN_TABLE else f" table {obj.table}"
+            dst = "default" if obj.dst.prefixlen == 0 else str(obj.dst)
+            return f"route {dst}{via} dev {obj.dev}{table}"
+        case Rule():
+            selectors = "".join(
+                f" {word} {value}"
+                for word, value in (
+                    ("from", obj.src),
+                    ("to", obj.dst),
+                    ("iif", obj.iif),
+                    ("oif", obj.oif),
+                )
+                if value
+            )
+            action = "blackhole" if obj.blackhole else f"lookup {obj.table}"
+            return f"rule {obj.priority}:{selectors} {action}"
+        case Neighbor():
+            return f"neighbour {obj.address} lladdr {obj.mac} dev {obj.dev} permanent"
+        case Sysctl():
+            return f"sysctl net/{obj.key} = {obj.value}"
+        case TokenBucket():
+            return f"tbf dev {obj.dev} rate {obj.rate} B/s burst {obj.burst} limit {obj.limit}"
+        case Masquerade():
+            exclude = ", ".join(map(str, obj.exclude))
+            return f"masquerade from {obj.src}" + (f" except to {exclude}" if exclude else "")
