@@ -1,0 +1,145 @@
+"""The settings of one node: a YAML file, then ``TERWAY_*`` environment variables on top of it.
+
+The model is frozen and passed to whoever needs it; nothing reads it from a global. ``docs/configuration.md``
+lists every field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from terway_core.errors import InvalidConfig
+
+DEFAULT_PATH = Path("/etc/terway/config.yaml")
+ENV_PREFIX = "TERWAY_"
+#: The variable that names the file itself; it is no field.
+ENV_CONFIG = "TERWAY_CONFIG"
+
+
+class CloudConfig(BaseModel):
+    """Where the cloud's APIs are and who we are to them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    region_id: str = Field("", description="Region of the VPC. Empty: asked of the instance metadata.")
+    vpc_endpoint: str = Field("", description="Host of the VPC API. Empty: the public one of the region.")
+    ecs_endpoint: str = Field("", description="Host of the ECS API. Empty: the public one of the region.")
+    protocol: Literal["https", "http"] = Field("https", description="How the endpoints are spoken to.")
+    metadata_url: str = Field("http://100.100.100.200", description="The instance metadata service.")
+    credentials_file: Path | None = Field(
+        None,
+        description="File with an access key. Without it: the environment, else the instance's RAM role.",
+    )
+
+
+class Config(BaseModel):
+    """Everything that can be set on a node."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    drivers: tuple[str, ...] = Field((), description="Modes to serve, in the order in which they are asked.")
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="One section for each driver, keyed by mode."
+    )
+    node_name: str = Field(default_factory=socket.gethostname, description="Name of this node.")
+    vpc_cidrs: tuple[IPv4Network | IPv6Network, ...] | None = Field(
+        None, description="What the VPC reaches without NAT. Absent: asked of the instance metadata."
+    )
+    service_cidrs: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (), description="Where cluster IPs are from."
+    )
+    mtu: Annotated[int, Field(ge=1280, le=65535)] = Field(1500, description="MTU of pod links.")
+    state_dir: Path = Field(Path("/var/lib/terway"), description="Journal and spool; must survive a reboot.")
+    run_dir: Path = Field(Path("/run/terway"), description="Socket and lock of the daemon.")
+    cni_bin_dir: Path = Field(Path("/opt/cni/bin"), description="Where the runtime looks for plugins.")
+    cni_conf_dir: Path = Field(Path("/etc/cni/net.d"), description="Where the runtime looks for networks.")
+    network: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        "terway", description="Name of the CNI network."
+    )
+    cni_version: Literal["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] = Field(
+        "1.0.0", description="cniVersion of the conflist; containerd before 2.0 accepts up to 1.0.0."
+    )
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(8, description="CNI commands that run side by side.")
+    gc_interval: Annotated[float, Field(gt=0)] = Field(60, description="Seconds between two gc rounds.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    cloud: CloudConfig = Field(CloudConfig(), description="Endpoints and credentials.")
+
+    @field_validator("drivers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, value.replace(",", " ").split())) if isinstance(value, str) else value
+
+    @property
+    def socket(self) -> Path:
+        """Where the daemon listens."""
+        return self.run_dir / "terway.sock"
+
+    @property
+    def spool(self) -> Path:
+        """Where the plugin leaves a DEL for a daemon that is away."""
+        return self.state_dir / "spool"
+
+    @property
+    def database(self) -> Path:
+        """The journal."""
+        return self.state_dir / "terway.db"
+
+
+def load_config(path: Path | None = None, env: Mapping[str, str] | None = None) -> Config:
+    """Read the settings.
+
+    :param path: the file; None means ``$TERWAY_CONFIG``, else ``/etc/terway/config.yaml``,
+        which may be absent.
+    :param env: the environment, that of the process by default. ``TERWAY_MTU=1400`` sets ``mtu``,
+        ``TERWAY_CLOUD='{"region_id": "cn-hangzhou"}'`` a section: values other than plain text are YAML.
+    :raises InvalidConfig: the message names the file, the field and what is wrong with it.
+    """
+    env = os.environ if env is None else env
+    if path is None and env.get(ENV_CONFIG):
+        path = Path(env[ENV_CONFIG])
+    data = _read(path or DEFAULT_PATH, required=path is not None)
+    for name in Config.model_fields:
+        if (text := env.get(ENV_PREFIX + name.upper())) is not None:
+            data[name] = _parse_yaml(text, f"environment variable {ENV_PREFIX}{name.upper()}")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()
+        )
+        raise InvalidConfig(f"settings in {path or DEFAULT_PATH} (and {ENV_PREFIX}*): {problems}") from error
+
+
+def _read(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        if required:
+            raise InvalidConfig(f"the configuration file {path} does not exist") from None
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"the configuration file {path} cannot be read: {error}") from error
+    data = _parse_yaml(text, str(path))
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise InvalidConfig(
+            f"{path} must hold a mapping of settings, not {json.dumps(data, default=str)[:60]}"
+        )
+    return data
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"{where} is not YAML: {' '.join(str(error).split())}") from error

@@ -1,0 +1,141 @@
+"""Addresses out of a CIDR, kept in the journal's ``addresses`` table.
+
+A pool knows three kinds of address: owned, resting (given back, not yet to be used again, because somebody
+may still send to its last owner), and free. Only the first two have rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network, ip_address
+from itertools import chain
+
+from terway_core.errors import NoAddress
+from terway_core.store import Store
+from terway_core.types import IPAddress, IPNetwork
+
+__all__ = ["AddressPool"]
+
+
+class AddressPool:
+    """The addresses of ``cidr``, each with at most one owner.
+
+    The network address is never given out, nor the IPv4 broadcast address.
+
+    :param name: the pool's name in the store; two pools of one name would share rows.
+    :param rest: seconds before an address that was given back is used again; survives a restart.
+    :param clock: seconds since the epoch. When it jumps back, an address rests at most ``rest`` from now.
+    :param reserve: addresses of the CIDR that belong to somebody else.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        cidr: IPNetwork,
+        *,
+        rest: float,
+        clock: Callable[[], float],
+        reserve: Iterable[IPAddress] = (),
+    ) -> None:
+        self.name = name
+        self.cidr = cidr
+        self._store = store
+        self._rest = rest
+        self._clock = clock
+        self._reserved = {int(address) - int(cidr.network_address) for address in reserve if address in cidr}
+        self._first = 1 if cidr.prefixlen < cidr.max_prefixlen - 1 else 0
+        broadcast = isinstance(cidr, IPv4Network) and self._first
+        self._end = cidr.num_addresses - (1 if broadcast else 0)
+        self._next = self._first
+        store.write(self._adopt)
+
+    def allocate(self, owner: str) -> IPAddress:
+        """An address for ``owner``; the same one as long as it is not released.
+
+        :raises NoAddress: every address is owned or rests.
+        """
+        return self._store.write(lambda db: self._allocate(db, owner))
+
+    def release(self, owner: str) -> bool:
+        """Give back what ``owner`` has. False when it has nothing."""
+
+        def change(db: sqlite3.Connection) -> bool:
+            now = self._clock()
+            return bool(
+                db.execute(
+                    "UPDATE addresses SET owner=NULL, rests_until=? WHERE pool=? AND owner=?",
+                    (now + self._rest, self.name, owner),
+                ).rowcount
+            )
+
+        return self._store.write(change)
+
+    def owners(self) -> dict[str, IPAddress]:
+        """Who owns what."""
+        with self._store.read() as db:
+            rows = db.execute(
+                "SELECT owner, address FROM addresses WHERE pool=? AND owner IS NOT NULL", (self.name,)
+            ).fetchall()
+        return {owner: ip_address(address) for owner, address in rows}
+
+    def _allocate(self, db: sqlite3.Connection, owner: str) -> IPAddress:
+        row = db.execute(
+            "SELECT address FROM addresses WHERE pool=? AND owner=?", (self.name, owner)
+        ).fetchone()
+        if row:
+            return ip_address(row[0])
+        now = self._clock()
+        db.execute(
+            "DELETE FROM addresses WHERE pool=? AND owner IS NULL AND (rests_until<=? OR rests_until>?)",
+            (self.name, now, now + self._rest),
+        )
+        offset = self._free_offset(db)
+        if offset is None:
+            owned, resting = db.execute(
+                "SELECT count(owner), count(*) - count(owner) FROM addresses WHERE pool=?", (self.name,)
+            ).fetchone()
+            raise NoAddress(
+                f"no address is free in {self.cidr}: {owned} are owned by pods and {resting} rest for up to "
+                f"{self._rest:g} s after their last use; delete pods or give the node a larger CIDR"
+            )
+        self._next = offset + 1
+        address = self.cidr.network_address + offset
+        db.execute(
+            "INSERT INTO addresses (pool, address, owner) VALUES (?, ?, ?)", (self.name, str(address), owner)
+        )
+        return address
+
+    def _free_offset(self, db: sqlite3.Connection) -> int | None:
+        # Going on after the last one given keeps an address out of use for longer than its rest demands.
+        start = self._next if self._first <= self._next < self._end else self._first
+        for offset in chain(range(start, self._end), range(self._first, start)):
+            if offset in self._reserved:
+                continue
+            address = str(self.cidr.network_address + offset)
+            if not db.execute(
+                "SELECT 1 FROM addresses WHERE pool=? AND address=?", (self.name, address)
+            ).fetchone():
+                return offset
+        return None
+
+    def _adopt(self, db: sqlite3.Connection) -> None:
+        """Addresses in the leases of attachments count as owned, also when the table has lost their rows."""
+        rows = db.execute(
+            "SELECT network, container_id, ifname, lease FROM attachments WHERE lease IS NOT NULL"
+        )
+        for network, container_id, ifname, lease in rows.fetchall():
+            for address in _leased(lease):
+                if address.version == self.cidr.version and address in self.cidr:
+                    db.execute(
+                        "INSERT INTO addresses (pool, address, owner) VALUES (?, ?, ?) "
+                        "ON CONFLICT DO UPDATE SET owner=excluded.owner WHERE owner IS NULL",
+                        (self.name, str(address), f"{network}/{container_id}/{ifname}"),
+                    )
+
+
+def _leased(lease: str) -> list[IPAddress]:
+    """The addresses in a lease as the journal holds it."""
+    return [ip_address(text.partition("/")[0]) for text in json.loads(lease)["addresses"]]

@@ -1,0 +1,322 @@
+"""The journal: one SQLite file that says what was promised to whom.
+
+Every side effect of an attachment is written here before it happens, so that a start after ``kill -9`` can
+finish or undo it. Writes go through one thread, which gathers what waits into one transaction: many callers
+pay for one fsync, and each of them returns only after it (``synchronous=FULL``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from terway_core.errors import StoreError
+from terway_core.types import Attachment, AttachmentKey, Lease
+from terway_core.wiring.objects import Wiring
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS attachments (
+    network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
+    namespace TEXT NOT NULL, name TEXT NOT NULL,
+    driver TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL,
+    attachment TEXT NOT NULL, lease TEXT, wiring TEXT, problem TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (network, container_id, ifname)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS attachments_by_pod ON attachments (namespace, name);
+CREATE TABLE IF NOT EXISTS addresses (
+    pool TEXT NOT NULL, address TEXT NOT NULL, owner TEXT, rests_until REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (pool, address)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS addresses_by_owner ON addresses (pool, owner);
+"""
+
+_attachment: TypeAdapter[Attachment] = TypeAdapter(Attachment)
+_lease: TypeAdapter[Lease] = TypeAdapter(Lease)
+_wiring: TypeAdapter[Wiring] = TypeAdapter(Wiring)
+
+
+class State(StrEnum):
+    """Where an attachment is on its way. A state is written before the work that it names begins."""
+
+    ALLOCATING = "allocating"
+    ALLOCATED = "allocated"
+    WIRING = "wiring"
+    READY = "ready"
+    UNWIRING = "unwiring"
+    RELEASING = "releasing"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One row of the journal. A row that is gone is the last state.
+
+    :param driver: the mode that served the ADD and therefore serves the DEL.
+    :param created: seconds since the epoch.
+    :param problem: why the last step failed; ``""`` when it did not.
+    """
+
+    attachment: Attachment
+    driver: str
+    state: State
+    created: float
+    lease: Lease | None = None
+    wiring: Wiring | None = None
+    problem: str = ""
+
+    @property
+    def key(self) -> AttachmentKey:
+        return self.attachment.key
+
+
+class Store:
+    """The journal in ``path``; safe for use by many threads, and by readers in other processes.
+
+    A damaged file is kept beside itself (``….damaged-TIME``) and a new one begun; ``was_damaged`` then holds
+    its path, and the daemon takes in from the kernel what still runs.
+
+    :raises StoreError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self.was_damaged: Path | None = None
+        self._read_only = read_only
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        if read_only:
+            self._reader()  # fail now, not at the first question
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._writer = self._open_writer()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"the journal {path} cannot be opened: {error}") from error
+        self._queue: SimpleQueue[tuple[Callable[[sqlite3.Connection], object], Future[object]] | None] = (
+            SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._write_loop, name="journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish what is queued and close the file."""
+        if not self._read_only:
+            self._queue.put(None)
+            self._thread.join()
+            self._writer.close()
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    # -- transactions -------------------------------------------------------------------------------------
+
+    def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``change`` in the writer's transaction; return its result once it is on disk.
+
+        An exception of ``change`` undoes what it did, and nothing else.
+
+        :raises StoreError: the disk did not take it; nothing of ``change`` was kept.
+        """
+        future: Future[object] = Future()
+        self._queue.put((change, future))
+        return future.result()  # type: ignore[return-value]
+
+    def _write_loop(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            work = [item for item in batch if item is not None]
+            if work:
+                self._write_batch(work)
+            if len(work) < len(batch):
+                return
+
+    def _write_batch(self, work: list[tuple[Callable[[sqlite3.Connection], object], Future[object]]]) -> None:
+        done: list[tuple[Future[object], object]] = []
+        db = self._writer
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for change, future in work:
+                db.execute("SAVEPOINT one")
+                try:
+                    result = change(db)
+                except sqlite3.Error:
+                    raise
+                except BaseException as error:
+                    db.execute("ROLLBACK TO one")
+                    future.set_exception(error)
+                else:
+                    done.append((future, result))
+                db.execute("RELEASE one")
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            log.error("the journal %s refused a write: %s", self.path, error)
+            for _, future in work:
+                if not future.done():
+                    future.set_exception(StoreError(f"the journal {self.path} refused a write: {error}"))
+            return
+        for future, result in done:
+            future.set_result(result)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection for questions; each thread has its own.
+
+        :raises StoreError: the file cannot be read.
+        """
+        try:
+            yield self._reader()
+        except sqlite3.Error as error:
+            raise StoreError(f"the journal {self.path} cannot be read: {error}") from error
+
+    # -- attachments --------------------------------------------------------------------------------------
+
+    def put(self, record: Record) -> None:
+        """Write a whole row, new or in place of the old one."""
+        a = record.attachment
+        row = (
+            *(a.network, a.container_id, a.ifname, a.pod.namespace, a.pod.name),
+            *(record.driver, record.state.value, record.created, _attachment.dump_json(a).decode()),
+            _lease.dump_json(record.lease).decode() if record.lease else None,
+            _wiring.dump_json(record.wiring).decode() if record.wiring else None,
+            record.problem,
+        )
+        self.write(
+            lambda db: db.execute(
+                f"INSERT OR REPLACE INTO attachments VALUES ({','.join('?' * len(row))})", row
+            )
+        )
+
+    def advance(self, record: Record, state: State, *, problem: str = "") -> Record:
+        """Write that ``record`` is in ``state`` now; the rest of the row stays."""
+        key = record.key
+        self.write(
+            lambda db: db.execute(
+                "UPDATE attachments SET state=?, problem=? WHERE network=? AND container_id=? AND ifname=?",
+                (state.value, problem, key.network, key.container_id, key.ifname),
+            )
+        )
+        return replace(record, state=state, problem=problem)
+
+    def remove(self, key: AttachmentKey) -> None:
+        """The attachment is gone."""
+        self.write(
+            lambda db: db.execute(
+                "DELETE FROM attachments WHERE network=? AND container_id=? AND ifname=?",
+                (key.network, key.container_id, key.ifname),
+            )
+        )
+
+    def get(self, key: AttachmentKey) -> Record | None:
+        """The row of one attachment."""
+        rows = self._select(
+            "WHERE network=? AND container_id=? AND ifname=?", (key.network, key.container_id, key.ifname)
+        )
+        return rows[0] if rows else None
+
+    def records(self) -> list[Record]:
+        """All rows, oldest first."""
+        return self._select("ORDER BY created", ())
+
+    def others_of(self, attachment: Attachment) -> list[Record]:
+        """Rows of other sandboxes for the same interface of the same pod: their runtime has replaced them."""
+        pod = attachment.pod
+        if not pod.name:
+            return []
+        return self._select(
+            "WHERE network=? AND namespace=? AND name=? AND ifname=? AND container_id<>?",
+            (attachment.network, pod.namespace, pod.name, attachment.ifname, attachment.container_id),
+        )
+
+    def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
+        with self.read() as db:
+            rows = db.execute(
+                f"SELECT attachment, driver, state, created, lease, wiring, problem FROM attachments {where}",
+                values,
+            ).fetchall()
+        return [
+            Record(
+                attachment=_attachment.validate_json(attachment),
+                driver=driver,
+                state=State(state),
+                created=created,
+                lease=_lease.validate_json(lease) if lease else None,
+                wiring=_wiring.validate_json(wiring) if wiring else None,
+                problem=problem,
+            )
+            for attachment, driver, state, created, lease, wiring, problem in rows
+        ]
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            mode = "?mode=ro" if self._read_only else ""
+            try:
+                connection = sqlite3.connect(
+                    f"file:{self.path}{mode}", uri=True, isolation_level=None, check_same_thread=False
+                )
+                connection.execute("SELECT count(*) FROM sqlite_master")
+            except sqlite3.Error as error:
+                raise StoreError(f"the journal {self.path} cannot be read: {error}") from error
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+    def _open_writer(self) -> sqlite3.Connection:
+        try:
+            return self._connect_writer()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # locked, disk full, no permission: not damage
+                raise
+            aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+            log.error("the journal %s is damaged (%s); kept as %s", self.path, error, aside)
+            os.replace(self.path, aside)
+            for suffix in ("-wal", "-shm"):  # they belong to the damaged file and would spoil the new one
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
+            self.was_damaged = aside
+            return self._connect_writer()
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")  # WAL's default promises consistency, not durability
+            if (found := db.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(found)
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"the journal {self.path} was written by a newer terway (schema {version}, this one "
+                    f"knows {SCHEMA_VERSION}); install that version again or a newer one"
+                )
+            db.executescript(f"{_SCHEMA} PRAGMA user_version={SCHEMA_VERSION};")
+        except BaseException:
+            db.close()
+            raise
+        self.path.chmod(0o600)
+        return db
