@@ -1,0 +1,138 @@
+"""Network namespaces: held open by a descriptor, entered only by threads made for it.
+
+``setns`` moves one thread. A thread that has entered a namespace is never reused, so no worker of the daemon
+can be left in a pod. (``pyroute2.NetNS`` forks instead, which costs more the larger the process is, and is
+unsafe in one with threads.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, Self, TypeVar
+
+from terway_core.errors import IOFailure
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NETNS_DIR = Path("/run/netns")
+CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
+MS_BIND = 4096
+MNT_DETACH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """A network namespace. Close it, or use it as a context manager, to let go of the descriptor."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
+        self.name = name
+
+    @classmethod
+    def current(cls) -> Self:
+        """The namespace of the calling thread."""
+        return cls(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), "host")
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The namespace bound to ``path``.
+
+        :raises IOFailure: nothing is there, or it is no network namespace.
+        """
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise IOFailure(
+                f"network namespace {path} cannot be opened: {os.strerror(error.errno or 0)}"
+            ) from error
+        try:
+            kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
+        except OSError:
+            kind = 0
+        if kind != CLONE_NEWNET:
+            os.close(fd)
+            raise IOFailure(f"{path} is not a network namespace")
+        return cls(fd, str(path))
+
+    @property
+    def inode(self) -> int:
+        """What tells namespaces apart while they live; the kernel may use the number again afterwards."""
+        return os.fstat(self.fd).st_ino
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``function`` in a thread that has entered this namespace; return or raise what it does."""
+        outcome: list[T] = []
+        problem: list[BaseException] = []
+
+        def enter() -> None:
+            try:
+                _check(_libc.setns(self.fd, CLONE_NEWNET), "setns", self.name)
+                outcome.append(function(*args, **kwargs))
+            except BaseException as error:
+                problem.append(error)
+
+        thread = threading.Thread(target=enter, name=f"netns:{self.name}")
+        thread.start()
+        thread.join()
+        if problem:
+            raise problem[0]
+        return outcome[0]
+
+    def close(self) -> None:
+        """Let go; the namespace lives on if a process, a mount or another descriptor holds it."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def create_netns(name: str) -> Path:
+    """Make a namespace and bind it to ``/run/netns/NAME``, as ``ip netns add`` does.
+
+    :raises IOFailure: the name is taken, or the kernel refuses.
+    """
+    path = NETNS_DIR / name
+    NETNS_DIR.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+    except OSError as error:
+        raise IOFailure(f"network namespace {name} cannot be made: {error}") from error
+
+    def unshare() -> None:
+        _check(_libc.unshare(CLONE_NEWNET), "unshare", name)
+        bind = _libc.mount(b"/proc/thread-self/ns/net", bytes(path), b"none", MS_BIND, None)
+        _check(bind, "mount", str(path))
+
+    try:
+        with Namespace.current() as here:
+            here.run(unshare)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def delete_netns(name: str) -> None:
+    """Unbind a namespace that :func:`create_netns` made; one that is not there is no error."""
+    path = NETNS_DIR / name
+    _libc.umount2(bytes(path), MNT_DETACH)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _check(result: int, call: str, what: str) -> None:
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise IOFailure(f"{call} for network namespace {what} failed: {os.strerror(errno)}")
