@@ -23,7 +23,10 @@ OURS = 116
 #: Links of this group are about to be deleted, all at once.
 DOOMED = 117
 
-NLMSG_ERROR, NLMSG_DONE = 2, 3
+#: Messages in one send: their acknowledgements must fit into the receive buffer (net.core.rmem_default).
+BATCH = 64
+
+NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
@@ -48,6 +51,7 @@ FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_TABLE, FRA_OIFNAME, FRA_PROTOCO
 FR_ACT_TO_TBL, FR_ACT_BLACKHOLE = 1, 6
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL, NUD_PERMANENT = 1, 2, 12, 0x80
 TCA_KIND, TCA_OPTIONS, TC_H_ROOT, TC_LINKLAYER_ETHERNET = 1, 2, 0xFFFFFFFF, 1
+U32_MAX = 0xFFFFFFFF
 TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
 
 
@@ -90,8 +94,12 @@ class NetlinkSocket:
 
         A message that fails does not keep the kernel from doing those after it.
         """
-        if not messages:
-            return []
+        replies: list[Reply] = []
+        for start in range(0, len(messages), BATCH):
+            replies += self._exchange(messages[start : start + BATCH])
+        return replies
+
+    def _exchange(self, messages: Sequence[Message]) -> list[Reply]:
         first = self._sequence + 1
         data = bytearray()
         for message in messages:
@@ -254,11 +262,11 @@ def rule(obj: Rule, *, ours: bool, delete: bool = False) -> Message:
 
 def token_bucket(obj: TokenBucket, index: int, *, delete: bool = False) -> Message:
     # The kernel takes rate and burst in bytes (TCA_TBF_BURST) and needs no table of ticks for Ethernet.
-    rate32 = min(obj.rate, 0xFFFFFFFF)
+    rate32 = min(obj.rate, U32_MAX)
     spec = struct.pack("=BBHhHI", 0, TC_LINKLAYER_ETHERNET, 0, 0, 0, rate32)
     parameters = spec + bytes(12) + struct.pack("=III", obj.limit, 0, 0)
     options = _attr(TCA_TBF_PARMS, parameters) + _attr_u32(TCA_TBF_BURST, obj.burst)
-    if obj.rate > 0xFFFFFFFF:
+    if obj.rate > U32_MAX:
         options += _attr(TCA_TBF_RATE64, struct.pack("=Q", obj.rate))
     body = struct.pack("=BBHiIII", 0, 0, 0, index, 0x10000, TC_H_ROOT, 0) + _attr_str(TCA_KIND, "tbf")
     if not delete:

@@ -139,7 +139,11 @@ WiringObject: TypeAlias = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wiring:
-    """Everything one attachment needs from the kernel, in the order in which it is applied."""
+    """Everything one attachment needs from the kernel.
+
+    The engine knows which kinds must precede which (links, sysctls, addresses, neighbours, routes, rules,
+    queues); within a kind the order is the one given here.
+    """
 
     node: tuple[WiringObject, ...] = ()
     host: tuple[WiringObject, ...] = ()

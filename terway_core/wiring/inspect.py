@@ -1,0 +1,396 @@
+"""Reads the kernel back: what differs from a wiring (CHECK, audit), and what is ours but in no wiring (gc).
+
+Not a hot path, so pyroute2 does the decoding. Dumps ask for each address family by itself: a rule dump
+without one is incomplete on some kernels.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any, ParamSpec, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
+
+from terway_core.errors import WiringError
+from terway_core.wiring import netlink, nft
+from terway_core.wiring.engine import ALIAS_PREFIX, SYSCTL_ROOT, Engine, device
+from terway_core.wiring.netns import Namespace
+from terway_core.wiring.objects import (
+    MAIN_TABLE,
+    Address,
+    IPAddress,
+    IPInterface,
+    LinkUp,
+    Masquerade,
+    Neighbor,
+    Route,
+    Rule,
+    Sysctl,
+    TokenBucket,
+    Veth,
+    Wiring,
+    WiringObject,
+    describe,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_ATTEMPTS = 5
+#: The kernel keeps a tbf's burst in ticks of 64 ns (PSCHED_SHIFT 6 in include/net/pkt_sched.h).
+_TICK_NS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as declared.
+
+    :param where: ``node``, ``host`` or ``pod``.
+    :param problem: what the kernel has instead, ``missing`` if nothing.
+    """
+
+    where: str
+    obj: WiringObject
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {describe(self.obj)}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a namespace knows of one link."""
+
+    name: str
+    index: int
+    up: bool
+    mtu: int
+    mac: str
+    kind: str
+    alias: str
+    group: int
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The state of one namespace, in the objects that declare it."""
+
+    links: dict[str, Link] = field(default_factory=dict)
+    addresses: set[tuple[str, IPInterface]] = field(default_factory=set)
+    routes: dict[Route, int] = field(default_factory=dict)  # → its protocol
+    rules: dict[Rule, int] = field(default_factory=dict)
+    neighbors: dict[tuple[str, IPAddress], tuple[str, bool]] = field(default_factory=dict)  # → MAC, permanent
+    buckets: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # → rate, burst, limit
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        """Read the calling thread's namespace.
+
+        :raises WiringError: the kernel changed faster than it could be read.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                with IPRoute() as ipr:
+                    return cls._read(ipr)
+            except NetlinkDumpInterrupted:
+                continue
+        raise WiringError(f"the kernel's tables changed during each of {_ATTEMPTS} attempts to read them")
+
+    @classmethod
+    def _read(cls, ipr: IPRoute) -> Snapshot:
+        snapshot = cls()
+        names: dict[int, str] = {}
+        for message in ipr.get_links():
+            link = Link(
+                name=message.get("ifname"),
+                index=message["index"],
+                up=bool(message["flags"] & netlink.IFF_UP),
+                mtu=message.get("mtu"),
+                mac=message.get("address") or "",
+                kind=message.get(("linkinfo", "kind")) or "",
+                alias=message.get("ifalias") or "",
+                group=message.get("group") or 0,
+            )
+            snapshot.links[link.name] = link
+            names[link.index] = link.name
+        for family in _FAMILIES:
+            for message in ipr.get_addr(family=family):
+                text = message.get("local") or message.get("address")
+                address = ip_interface(f"{text}/{message['prefixlen']}")
+                snapshot.addresses.add((names.get(message["index"], ""), address))
+            for message in ipr.get_routes(family=family):
+                snapshot._add_route(message, names)
+            for message in ipr.get_rules(family=family):
+                snapshot._add_rule(message)
+            for message in ipr.get_neighbours(family=family):
+                address_ = message.get("dst")
+                if address_ and message.get("lladdr"):
+                    key = (names.get(message["ifindex"], ""), ip_address(address_))
+                    permanent = bool(message["state"] & netlink.NUD_PERMANENT)
+                    snapshot.neighbors[key] = (message.get("lladdr"), permanent)
+        for message in ipr.get_qdiscs():
+            if message.get("kind") == "tbf":
+                snapshot._add_bucket(message, names)
+        return snapshot
+
+    def _add_route(self, message: Any, names: dict[int, str]) -> None:
+        if message["type"] != netlink.RTN_UNICAST or message.get("oif") is None:
+            return
+        default = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
+        gateway = message.get("gateway")
+        route = Route(
+            dst=ip_network(f"{message.get('dst') or default}/{message['dst_len']}"),
+            dev=names.get(message.get("oif"), ""),
+            via=ip_address(gateway) if gateway else None,
+            table=message.get("table") or message["table"],
+        )
+        self.routes[route] = message["proto"]
+
+    def _add_rule(self, message: Any) -> None:
+        default = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
+        networks = {}
+        for word in ("src", "dst"):
+            if message.get(word) or message[f"{word}_len"]:
+                networks[word] = ip_network(f"{message.get(word) or default}/{message[f'{word}_len']}")
+        blackhole = message["action"] == netlink.FR_ACT_BLACKHOLE
+        rule = Rule(
+            priority=message.get("priority") or 0,
+            table=MAIN_TABLE if blackhole else message.get("table") or message["table"],
+            src=networks.get("src"),
+            dst=networks.get("dst"),
+            iif=message.get("iifname") or "",
+            oif=message.get("oifname") or "",
+            blackhole=blackhole,
+            family=4 if message["family"] == socket.AF_INET else 6,
+        )
+        self.rules[rule] = message.get("protocol") or 0
+
+    def _add_bucket(self, message: Any, names: dict[int, str]) -> None:
+        parms = message.get("options").get_attr("TCA_TBF_PARMS")
+        rate = parms["rate"]
+        burst = parms["buffer"] * _TICK_NS * rate // 1_000_000_000
+        self.buckets[names.get(message["index"], "")] = (rate, burst, parms["limit"])
+
+
+# -- differences ------------------------------------------------------------------------------------------
+
+
+def compare(
+    where: str, objects: Iterable[WiringObject], snapshot: Snapshot, *, owner: str = ""
+) -> list[Difference]:
+    """What of ``objects`` a namespace does not have as declared; sysctls and nftables are the caller's."""
+    found = []
+    for obj in objects:
+        problem = _problem(obj, snapshot, owner)
+        if problem:
+            found.append(Difference(where, obj, problem))
+    return found
+
+
+def _problem(obj: WiringObject, snapshot: Snapshot, owner: str) -> str:
+    dev = device(obj)
+    if dev and dev not in snapshot.links:
+        return f"missing, and so is its link {dev}"
+    match obj:
+        case Veth():
+            return _link_problem(
+                snapshot, obj.name, obj.mtu, obj.mac, f"{ALIAS_PREFIX}{owner}" if owner else ""
+            )
+        case LinkUp():
+            return _link_problem(snapshot, obj.dev, obj.mtu, "", "")
+        case Address():
+            return "" if (obj.dev, obj.address) in snapshot.addresses else "missing"
+        case Route():
+            return _route_problem(obj, snapshot)
+        case Rule():
+            return "" if _normal(obj) in snapshot.rules else "missing"
+        case Neighbor():
+            mac, permanent = snapshot.neighbors.get((obj.dev, obj.address), ("", False))
+            if not mac:
+                return "missing"
+            if mac != obj.mac:
+                return f"has lladdr {mac}"
+            return "" if permanent else "is not permanent"
+        case TokenBucket():
+            return _bucket_problem(obj, snapshot)
+        case _:
+            return ""
+
+
+def _link_problem(snapshot: Snapshot, name: str, mtu: int, mac: str, alias: str) -> str:
+    link = snapshot.links.get(name)
+    if link is None:
+        return "missing"
+    problems = []
+    if not link.up:
+        problems.append("is down")
+    if mtu and link.mtu != mtu:
+        problems.append(f"has mtu {link.mtu}")
+    if mac and link.mac != mac:
+        problems.append(f"has mac {link.mac}")
+    if alias and link.alias != alias:
+        problems.append(f"belongs to {link.alias.removeprefix(ALIAS_PREFIX) or 'nobody'}")
+    return ", ".join(problems)
+
+
+def _route_problem(obj: Route, snapshot: Snapshot) -> str:
+    if obj in snapshot.routes:
+        return ""
+    others = [
+        route for route in snapshot.routes if route.dst == obj.dst and route.table == obj.table and route.dev
+    ]
+    return f"is {describe(others[0])} instead" if others else "missing"
+
+
+def _bucket_problem(obj: TokenBucket, snapshot: Snapshot) -> str:
+    if obj.dev not in snapshot.buckets:
+        return "missing"
+    rate, burst, limit = snapshot.buckets[obj.dev]
+    if obj.rate > netlink.U32_MAX and rate == netlink.U32_MAX:
+        return ""  # pyroute2 does not decode TCA_TBF_RATE64, and the burst is counted in that rate
+    rounding = _TICK_NS * obj.rate // 1_000_000_000 + 1  # one tick's worth of bytes
+    if rate != obj.rate or limit != obj.limit or abs(burst - obj.burst) > rounding:
+        return f"has rate {rate} B/s burst {burst} limit {limit}"
+    return ""
+
+
+def _normal(rule: Rule) -> Rule:
+    """A rule as the kernel gives it back: the family spelled out, no prefix of length 0."""
+    network = rule.src or rule.dst
+    return Rule(
+        priority=rule.priority,
+        table=MAIN_TABLE if rule.blackhole else rule.table,
+        src=rule.src if rule.src and rule.src.prefixlen else None,
+        dst=rule.dst if rule.dst and rule.dst.prefixlen else None,
+        iif=rule.iif,
+        oif=rule.oif,
+        blackhole=rule.blackhole,
+        family=rule.family if network is None else network.version,
+    )
+
+
+def _compare_here(where: str, objects: tuple[WiringObject, ...], owner: str) -> list[Difference]:
+    """All kinds, in the calling thread's namespace."""
+    found = compare(where, objects, Snapshot.take(), owner=owner)
+    for obj in objects:
+        if isinstance(obj, Sysctl):
+            try:
+                value = (SYSCTL_ROOT / obj.key).read_text().split()
+            except OSError as error:
+                found.append(Difference(where, obj, f"cannot be read: {error.strerror}"))
+            else:
+                if value != obj.value.split():
+                    found.append(Difference(where, obj, f"is {' '.join(value)}"))
+    if any(isinstance(obj, Masquerade) for obj in objects):
+        present = nft.masquerades()
+        found += [
+            Difference(where, obj, "missing")
+            for obj in objects
+            if isinstance(obj, Masquerade) and describe(obj) not in present
+        ]
+    return found
+
+
+def diff(
+    wiring: Wiring, pod: Namespace | None, *, owner: str = "", host: Namespace | None = None
+) -> list[Difference]:
+    """Everything in which the kernel differs from ``wiring``.
+
+    :param pod: the pod's namespace; None says that it is gone, and leaves its part out.
+    :param owner: who the links must belong to; ``""`` does not ask.
+    :param host: the host's namespace, the caller's own by default.
+    """
+    found = []
+    for where, objects in (("node", wiring.node), ("host", wiring.host)):
+        if objects:
+            found += _in(host, _compare_here, where, objects, owner)
+    if pod:
+        ends = tuple(
+            Veth(name=veth.peer, peer=veth.name, mac=veth.peer_mac, peer_mac=veth.mac, mtu=veth.mtu)
+            for veth in wiring.host
+            if isinstance(veth, Veth)
+        )
+        found += pod.run(_compare_here, "pod", (*ends, *wiring.pod), "")
+    return found
+
+
+# -- strays -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Something on the host that carries our mark and that no wiring declares."""
+
+    description: str
+    remove: Callable[[Engine], None]
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """What of the host is ours, as it was when it was read. Read it *before* the journal: what is wired later
+    has a row already, so nothing of a pod that is being added is taken for a stray."""
+
+    snapshot: Snapshot
+    masquerades: frozenset[str]
+
+    @classmethod
+    def read(cls, host: Namespace | None = None) -> HostState:
+        """Read the host's namespace."""
+        return _in(host, lambda: cls(Snapshot.take(), frozenset(_masquerades())))
+
+    def owned_links(self) -> dict[str, str]:
+        """Our links: name → owner, ``""`` for one that a kill left unnamed."""
+        return {
+            link.name: link.alias.removeprefix(ALIAS_PREFIX)
+            for link in self.snapshot.links.values()
+            if link.alias.startswith(ALIAS_PREFIX)
+            or (link.group in {netlink.OURS, netlink.DOOMED} and not link.alias)
+        }
+
+    def strays(self, wirings: Iterable[Wiring]) -> list[Stray]:
+        """What is ours and in none of ``wirings``."""
+        declared: set[WiringObject] = set()
+        for wiring in wirings:
+            declared.update(wiring.node, wiring.host)
+        names = {obj.name for obj in declared if isinstance(obj, Veth)}
+        rules = {_normal(obj) for obj in declared if isinstance(obj, Rule)}
+        comments = {describe(obj) for obj in declared if isinstance(obj, Masquerade)}
+        doomed = set(self.owned_links()) - names
+        found = [_stray_link(self.snapshot.links[name]) for name in sorted(doomed)]
+        for route, protocol in self.snapshot.routes.items():
+            if protocol == netlink.OURS and route not in declared and route.dev not in doomed:
+                found.append(_stray_object(route))
+        for rule, protocol in self.snapshot.rules.items():
+            if protocol == netlink.OURS and rule not in rules:
+                found.append(_stray_object(rule))
+        found += [_stray_masquerade(comment) for comment in sorted(self.masquerades - comments)]
+        return found
+
+
+def _stray_link(link: Link) -> Stray:
+    owner = link.alias.removeprefix(ALIAS_PREFIX) or "nobody"
+    return Stray(f"link {link.name} of {owner}", lambda engine: engine.delete_link(link.index))
+
+
+def _stray_object(obj: WiringObject) -> Stray:
+    return Stray(describe(obj), lambda engine: engine.remove_shared([obj]))
+
+
+def _stray_masquerade(comment: str) -> Stray:
+    return Stray(comment, lambda engine: engine.remove_masquerade(comment))
+
+
+def _masquerades() -> Iterable[str]:
+    try:
+        return nft.masquerades()
+    except nft.NftUnavailable:  # then nobody has made any
+        return ()
+
+
+def _in(namespace: Namespace | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return namespace.run(function, *args, **kwargs) if namespace else function(*args, **kwargs)

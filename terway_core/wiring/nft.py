@@ -1,0 +1,108 @@
+"""Masquerading in nftables, through libnftables: no process to start, and the kernel's words for errors.
+
+All rules are in one table of our own, ``inet terway``; each carries what it does as its comment, by which it
+is found again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+from typing import Any
+
+from terway_core.errors import WiringError
+from terway_core.wiring.objects import IPNetwork, Masquerade, describe
+
+TABLE = "terway"
+CHAIN = "postrouting"
+LIBRARY = "libnftables.so.1"
+_JSON_OUTPUT = 1 << 4  # NFT_CTX_OUTPUT_JSON in nftables/libnftables.h
+_ECHO_HANDLES = 1 << 3  # NFT_CTX_OUTPUT_HANDLE
+
+
+class NftUnavailable(WiringError):
+    """libnftables is not installed."""
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise NftUnavailable(
+            f"{LIBRARY} cannot be loaded, so pod addresses cannot be masqueraded; "
+            "install the package libnftables1"
+        ) from error
+    lib.nft_ctx_new.restype = ctypes.c_void_p
+    lib.nft_ctx_new.argtypes = [ctypes.c_uint32]
+    for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
+        getattr(lib, name).argtypes = [ctypes.c_void_p]
+    for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+        getattr(lib, name).argtypes = [ctypes.c_void_p]
+        getattr(lib, name).restype = ctypes.c_char_p
+    lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+    lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    return lib
+
+
+def _run(command: str) -> str:
+    """Run an nft command in the calling thread's namespace; return what it prints."""
+    lib = _library()
+    context = lib.nft_ctx_new(0)
+    try:
+        lib.nft_ctx_buffer_output(context)
+        lib.nft_ctx_buffer_error(context)
+        lib.nft_ctx_output_set_flags(context, _JSON_OUTPUT | _ECHO_HANDLES)
+        if lib.nft_run_cmd_from_buffer(context, command.encode()):
+            problem = lib.nft_ctx_get_error_buffer(context).decode(errors="replace").strip()
+            raise WiringError(f"nftables refused a command: {problem.splitlines()[0]}", details=command)
+        output: bytes = lib.nft_ctx_get_output_buffer(context)
+        return output.decode()
+    finally:
+        lib.nft_ctx_free(context)
+
+
+def masquerades() -> dict[str, int]:
+    """Our rules in the calling thread's namespace: what each does, and its handle."""
+    tables = json.loads(_run("list tables"))["nftables"]
+    if not any(_is_ours(entry) for entry in tables):
+        return {}
+    entries = json.loads(_run(f"list table inet {TABLE}"))["nftables"]
+    rules = [entry["rule"] for entry in entries if "rule" in entry]
+    return {rule.get("comment", ""): rule["handle"] for rule in rules}
+
+
+def add_masquerade(obj: Masquerade) -> None:
+    """Make the rule, unless it is there."""
+    comment = describe(obj)
+    if comment in masquerades():
+        return
+    _run(
+        f"add table inet {TABLE}\n"
+        f"add chain inet {TABLE} {CHAIN} {{ type nat hook postrouting priority srcnat; }}\n"
+        f"add rule inet {TABLE} {CHAIN} {_match(obj)} masquerade fully-random comment {json.dumps(comment)}"
+    )
+
+
+def delete_masquerade(comment: str) -> None:
+    """Take a rule away; with the last one goes the table."""
+    found = masquerades()
+    if comment not in found:
+        return
+    if len(found) == 1:
+        _run(f"delete table inet {TABLE}")
+    else:
+        _run(f"delete rule inet {TABLE} {CHAIN} handle {found[comment]}")
+
+
+def _match(obj: Masquerade) -> str:
+    word = "ip" if obj.src.version == 4 else "ip6"
+    same_family: list[IPNetwork] = [net for net in obj.exclude if net.version == obj.src.version]
+    exclude = ", ".join(map(str, same_family))
+    return f"{word} saddr {obj.src}" + (f" {word} daddr != {{ {exclude} }}" if exclude else "")
+
+
+def _is_ours(entry: dict[str, Any]) -> bool:
+    table = entry.get("table", {})
+    return bool(table.get("family") == "inet" and table.get("name") == TABLE)
