@@ -73,6 +73,35 @@ class AddressPool:
 
         return self._store.write(change)
 
+    def collect(self, live: Iterable[str]) -> list[str]:
+        """Give back the addresses of owners that are neither in ``live`` nor in the journal.
+
+        The journal is asked in the same transaction: an attachment has its row before it gets an address, so
+        one that is being added meanwhile is safe.
+
+        :returns: one line for each address.
+        """
+        alive = set(live)
+
+        def change(db: sqlite3.Connection) -> list[str]:
+            alive.update(
+                f"{network}/{container_id}/{ifname}"
+                for network, container_id, ifname in db.execute(
+                    "SELECT network, container_id, ifname FROM attachments"
+                )
+            )
+            owned = db.execute(
+                "SELECT owner, address FROM addresses WHERE pool=? AND owner IS NOT NULL", (self.name,)
+            ).fetchall()
+            dead = [(owner, address) for owner, address in owned if owner not in alive]
+            db.executemany(
+                "UPDATE addresses SET owner=NULL, rests_until=? WHERE pool=? AND owner=?",
+                [(self._clock() + self._rest, self.name, owner) for owner, _ in dead],
+            )
+            return [f"address {address} of {owner}" for owner, address in dead]
+
+        return self._store.write(change)
+
     def owners(self) -> dict[str, IPAddress]:
         """Who owns what."""
         with self._store.read() as db:

@@ -35,7 +35,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attachments (
     network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
     namespace TEXT NOT NULL, name TEXT NOT NULL,
-    driver TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL,
+    driver TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, netns_inode INTEGER NOT NULL,
     attachment TEXT NOT NULL, lease TEXT, wiring TEXT, problem TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (network, container_id, ifname)
 ) WITHOUT ROWID;
@@ -69,6 +69,7 @@ class Record:
 
     :param driver: the mode that served the ADD and therefore serves the DEL.
     :param created: seconds since the epoch.
+    :param netns_inode: tells the pod's namespace from a later one at the same path; 0 when it is not known.
     :param problem: why the last step failed; ``""`` when it did not.
     """
 
@@ -76,13 +77,20 @@ class Record:
     driver: str
     state: State
     created: float
+    netns_inode: int = 0
     lease: Lease | None = None
     wiring: Wiring | None = None
     problem: str = ""
 
     @property
     def key(self) -> AttachmentKey:
+        """What the runtime knows the attachment by."""
         return self.attachment.key
+
+    @property
+    def owner(self) -> str:
+        """What its links on the host say they belong to: enough to take them in when the journal is lost."""
+        return f"{self.driver}:{self.key}"
 
 
 class Store:
@@ -197,7 +205,13 @@ class Store:
         a = record.attachment
         row = (
             *(a.network, a.container_id, a.ifname, a.pod.namespace, a.pod.name),
-            *(record.driver, record.state.value, record.created, _attachment.dump_json(a).decode()),
+            *(
+                record.driver,
+                record.state.value,
+                record.created,
+                record.netns_inode,
+                _attachment.dump_json(a).decode(),
+            ),
             _lease.dump_json(record.lease).decode() if record.lease else None,
             _wiring.dump_json(record.wiring).decode() if record.wiring else None,
             record.problem,
@@ -252,7 +266,7 @@ class Store:
     def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
         with self.read() as db:
             rows = db.execute(
-                f"SELECT attachment, driver, state, created, lease, wiring, problem FROM attachments {where}",
+                f"SELECT attachment, driver, state, created, netns_inode, lease, wiring, problem FROM attachments {where}",
                 values,
             ).fetchall()
         return [
@@ -261,11 +275,12 @@ class Store:
                 driver=driver,
                 state=State(state),
                 created=created,
+                netns_inode=inode,
                 lease=_lease.validate_json(lease) if lease else None,
                 wiring=_wiring.validate_json(wiring) if wiring else None,
                 problem=problem,
             )
-            for attachment, driver, state, created, lease, wiring, problem in rows
+            for attachment, driver, state, created, inode, lease, wiring, problem in rows
         ]
 
     # -- files --------------------------------------------------------------------------------------------

@@ -1,0 +1,265 @@
+"""The way of one attachment, from nothing to ready and back.
+
+The journal says where each attachment is; a state is written before its work begins. Whatever interrupts the
+work, the row tells the next start what may exist, and :meth:`Lifecycle.take_down` removes it: every step of
+it forgives what is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from terway_core.cni.protocol import Request, result
+from terway_core.daemon.queue import Cancellation, SandboxLocks
+from terway_core.errors import (
+    Drifted,
+    IOFailure,
+    RetryLater,
+    TerwayError,
+    UnknownAttachment,
+)
+from terway_core.registry import Drivers
+from terway_core.store import Record, State, Store
+from terway_core.types import Attachment, AttachmentKey, Node
+from terway_core.wiring.engine import Engine
+from terway_core.wiring.netns import Namespace
+
+log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Serves ADD, DEL, CHECK and GC for the attachments of one node.
+
+    :param order: the configured modes, in the order in which they are asked for a pod.
+    :param node: who we are; asked at each ADD, because it may be learned late.
+    :param unavailable: mode → why its driver is not started; a driver that is has no entry.
+    :param clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        drivers: Drivers,
+        engine: Engine,
+        order: Sequence[str],
+        node: Callable[[], Node],
+        unavailable: Mapping[str, str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._drivers = drivers
+        self._engine = engine
+        self._order = order
+        self._node = node
+        self._unavailable = unavailable
+        self._clock = clock
+        self._locks = SandboxLocks()
+        self._adding: dict[AttachmentKey, Cancellation] = {}
+
+    # -- commands -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def turn(self, attachment: Attachment, *, adding: bool = False) -> Iterator[Cancellation]:
+        """Wait until nobody else works on the attachment's sandbox or pod.
+
+        A DEL does not wait for an ADD of the same attachment to finish: it cancels it first.
+        """
+        cancellation = Cancellation()
+        if not adding and (overtaken := self._adding.get(attachment.key)):
+            overtaken.cancel()
+        with self._locks.hold(*self._lock_names(attachment)):
+            if adding:
+                self._adding[attachment.key] = cancellation
+            try:
+                yield cancellation
+            finally:
+                if adding:
+                    del self._adding[attachment.key]
+
+    def add(self, request: Request, cancellation: Cancellation) -> dict[str, Any]:
+        """Give the pod its network; return the CNI result. Call it in the attachment's :meth:`turn`.
+
+        :raises TerwayError: nothing of the attachment is left, or what is left is in the journal to be retried.
+        """
+        attachment = _attachment(request)
+        with Namespace.open(attachment.netns) as pod:
+            record = self._store.get(attachment.key)
+            if record and record.state is State.READY and record.netns_inode == pod.inode:
+                log.info("add repeated", extra={"attachment": str(attachment.key)})
+            else:
+                if record:
+                    self.take_down(record)
+                for other in self._store.others_of(attachment):
+                    log.info("sandbox replaced", extra={"attachment": str(other.key)})
+                    self.take_down(other)
+                record = self._add_new(attachment, pod, cancellation)
+        assert record.lease
+        assert record.wiring
+        return result(
+            record.attachment, record.lease, record.wiring, request.cni_version, request.prev_result
+        )
+
+    def _add_new(self, attachment: Attachment, pod: Namespace, cancellation: Cancellation) -> Record:
+        node = self._node()
+        mode = self._drivers.select(attachment.pod, node, self._order)
+        if reason := self._unavailable.get(mode):
+            raise RetryLater(f"driver {mode!r} is not started yet: {reason}")
+        record = Record(
+            attachment=attachment,
+            driver=mode,
+            state=State.ALLOCATING,
+            created=self._clock(),
+            netns_inode=pod.inode,
+        )
+        self._store.put(record)
+        try:
+            cancellation.check()
+            lease = self._drivers.allocate(mode, attachment, node)
+            record = replace(record, lease=lease, state=State.ALLOCATED)
+            self._store.put(record)
+            wiring = self._drivers.setup(mode, attachment, lease, node)
+            record = replace(record, wiring=wiring, state=State.WIRING)
+            self._store.put(record)
+            cancellation.check()
+            self._engine.apply(wiring, pod, record.owner)
+            cancellation.check()
+            return self._store.advance(record, State.READY)
+        except BaseException as error:
+            try:
+                self.take_down(record)
+            except TerwayError as undo:
+                # The row keeps what is left; gc tries again.
+                log.error("undo failed", extra={"attachment": str(record.key), "problem": str(undo)})
+                if isinstance(error, TerwayError):
+                    error.details = f"{error.details}\nundoing it failed and will be retried: {undo}".strip()
+            raise
+
+    def delete(self, request: Request) -> None:
+        """Take the pod's network away; an attachment that nobody knows is no error.
+
+        :raises TerwayError: the kernel did not let go; the runtime asks again, and gc tries by itself.
+        """
+        record = self._store.get(_attachment(request).key)
+        if record:
+            self.take_down(record)
+
+    def check(self, request: Request) -> None:
+        """Compare the pod's network with what it was given.
+
+        :raises UnknownAttachment: it was never added, or is not ready.
+        :raises Drifted: each difference is in the error's details.
+        """
+        from terway_core.wiring.inspect import diff  # loads pyroute2; only CHECK, gc and audit need it
+
+        attachment = _attachment(request)
+        record = self._store.get(attachment.key)
+        if record is None or record.state is not State.READY or record.wiring is None:
+            raise UnknownAttachment(
+                f"{attachment.key} is not attached to the network; delete the pod's sandbox and let it be made anew"
+            )
+        with Namespace.open(attachment.netns) as pod:
+            if record.netns_inode not in (0, pod.inode):
+                raise Drifted(
+                    f"{attachment.key} was attached in another network namespace than {attachment.netns}"
+                )
+            differences = diff(record.wiring, pod, owner=record.owner)
+        if differences:
+            lines = [str(difference) for difference in differences]
+            raise Drifted(
+                f"{attachment.key} differs from what it was given: {lines[0]}", details="\n".join(lines)
+            )
+
+    def collect(self, request: Request) -> None:
+        """CNI GC: take down all attachments of the network but the valid ones.
+
+        :raises TerwayError: some could not be; the others were, and the message counts both.
+        """
+        problems = []
+        for record in self._store.records():
+            key = record.key
+            if key.network != request.network or (key.container_id, key.ifname) in request.valid:
+                continue
+            with self.turn(record.attachment):
+                if current := self._store.get(key):
+                    try:
+                        self.take_down(current)
+                    except TerwayError as error:
+                        problems.append(f"{key}: {error}")
+        if problems:
+            raise TerwayError(
+                f"{len(problems)} attachments could not be taken down and will be retried: {problems[0]}",
+                details="\n".join(problems),
+            )
+
+    # -- taking down --------------------------------------------------------------------------------------
+
+    def take_down(self, record: Record) -> None:
+        """Undo whatever a row says may exist, in any state. Call it in the attachment's :meth:`turn`.
+
+        When only giving the lease back fails, the row stays in ``releasing`` and gc tries again: the pod is
+        unwired, its address is still owned, and the runtime has nothing to wait for.
+
+        :raises TerwayError: the wiring could not be removed, or the journal not be written.
+        """
+        if record.state is not State.RELEASING:
+            record = self._store.advance(record, State.UNWIRING)
+            if record.wiring:
+                try:
+                    with contextlib.ExitStack() as stack:
+                        self._engine.remove(record.wiring, _pod_of(record, stack), record.owner)
+                except TerwayError as error:
+                    self._store.advance(record, State.UNWIRING, problem=error.message)
+                    raise
+            record = self._store.advance(record, State.RELEASING)
+        try:
+            self._drivers.teardown(record.driver, record.attachment, record.lease)
+        except TerwayError as error:
+            log.warning(
+                "lease kept",
+                extra={"attachment": str(record.key), "driver": record.driver, "problem": str(error)},
+            )
+            self._store.advance(record, State.RELEASING, problem=error.message)
+            return
+        self._store.remove(record.key)
+
+    def is_dead(self, record: Record) -> bool:
+        """Nobody will ever use this attachment again: it is half made or half gone, or its namespace is gone."""
+        if record.state is not State.READY:
+            return True
+        if not record.attachment.netns:  # taken in from the kernel: it lives as long as its host link
+            return False
+        try:
+            with Namespace.open(record.attachment.netns) as pod:
+                return record.netns_inode not in (0, pod.inode)
+        except IOFailure:
+            return True
+
+    def _lock_names(self, attachment: Attachment) -> list[str]:
+        names = [f"container {attachment.container_id}"]
+        pod = attachment.pod
+        if not pod.name and (record := self._store.get(attachment.key)):
+            pod = record.attachment.pod
+        if pod.name:
+            names.append(f"pod {pod.namespace}/{pod.name}")
+        return names
+
+
+def _attachment(request: Request) -> Attachment:
+    assert request.attachment, f"{request.command} has an attachment"  # parse_request sees to it
+    return request.attachment
+
+
+def _pod_of(record: Record, stack: contextlib.ExitStack) -> Namespace | None:
+    """The pod's namespace, None when it is gone or another has taken its path."""
+    if not record.attachment.netns:
+        return None
+    try:
+        pod = stack.enter_context(Namespace.open(record.attachment.netns))
+    except IOFailure:
+        return None
+    return pod if record.netns_inode in (0, pod.inode) else None

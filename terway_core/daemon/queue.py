@@ -1,0 +1,129 @@
+"""Who may work when: one at a time for a sandbox, a bounded number altogether, first come first served."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from terway_core.errors import RetryLater, Superseded
+
+
+class Cancellation:
+    """Tells an ADD that its DEL has arrived. ``check`` is called between the steps of the ADD."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._wake: Callable[[], None] = lambda: None
+
+    @property
+    def is_set(self) -> bool:
+        return self._set
+
+    def cancel(self) -> None:
+        self._set = True
+        self._wake()
+
+    def check(self) -> None:
+        """:raises Superseded: the DEL is here."""
+        if self._set:
+            raise Superseded(
+                "a DEL for this attachment arrived while its ADD was under way; nothing was kept"
+            )
+
+    def on_cancel(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+
+class SandboxLocks:
+    """A lock for each name, made when somebody wants it and forgotten when nobody does."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextlib.contextmanager
+    def hold(self, *names: str) -> Iterator[None]:
+        """Hold the locks of all ``names``; everybody takes them in the same order, so nobody waits in a ring."""
+        with contextlib.ExitStack() as stack:
+            for name in sorted(set(names)):
+                stack.enter_context(self._hold_one(name))
+            yield
+
+    @contextlib.contextmanager
+    def _hold_one(self, name: str) -> Iterator[None]:
+        with self._guard:
+            lock, users = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, users = self._locks[name]
+                if users == 1:
+                    del self._locks[name]
+                else:
+                    self._locks[name] = (lock, users - 1)
+
+
+class WorkQueue:
+    """``workers`` places; whoever finds none waits in line.
+
+    :param waited: told how long each one stood in line, in seconds.
+    """
+
+    def __init__(self, workers: int, *, waited: Callable[[float], object] = lambda seconds: None) -> None:
+        self._free = workers
+        self._line: deque[object] = deque()
+        self._changed = threading.Condition()
+        self._waited = waited
+
+    def __len__(self) -> int:
+        """How many stand in line."""
+        return len(self._line)
+
+    @contextlib.contextmanager
+    def place(self, *, timeout: float, cancellation: Cancellation | None = None) -> Iterator[None]:
+        """Work in one of the places.
+
+        :raises RetryLater: none came free within ``timeout`` seconds.
+        :raises Superseded: the work was cancelled while it stood in line.
+        """
+        self._enter(timeout, cancellation)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
+
+    def _enter(self, timeout: float, cancellation: Cancellation | None) -> None:
+        me = object()
+        start = time.monotonic()
+        with self._changed:
+            self._line.append(me)
+            if cancellation:
+                cancellation.on_cancel(self._wake)
+            try:
+                if not self._changed.wait_for(
+                    lambda: (self._free and self._line[0] is me) or (cancellation and cancellation.is_set),
+                    timeout,
+                ):
+                    raise RetryLater(
+                        f"the daemon did not come to this request within {timeout:g} s, {len(self._line)} are in "
+                        "line; the runtime will ask again"
+                    )
+                if cancellation:
+                    cancellation.check()
+                self._free -= 1
+            finally:
+                self._line.remove(me)
+                self._changed.notify_all()
+                self._waited(time.monotonic() - start)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
