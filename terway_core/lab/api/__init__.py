@@ -37,3 +37,24 @@ log (``AppRunner(app, access_log=None)``): the query of an RPC-signed call holds
 
 A region belongs to the event loop that serves it: change it from there, or before serving starts.
 """
+
+from terway_core.lab.api.model import AccessKey, Instance, RouteEntry, RouteTable, Vpc, VSwitch
+from terway_core.lab.api.region import Region
+from terway_core.lab.api.server import CALLS, ServedCall, build_app
+from terway_core.lab.api.service import REAL_LIMITS, Behaviour, RouteListener
+
+__all__ = [
+    "AccessKey",
+    "Behaviour",
+    "CALLS",
+    "Instance",
+    "REAL_LIMITS",
+    "Region",
+    "RouteEntry",
+    "RouteListener",
+    "RouteTable",
+    "ServedCall",
+    "VSwitch",
+    "Vpc",
+    "build_app",
+]
