@@ -31,8 +31,8 @@ class CloudConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     region_id: str = Field("", description="Region of the VPC. Empty: asked of the instance metadata.")
-    vpc_endpoint: str = Field("", description="Host of the VPC API. Empty: the public one of the region.")
-    ecs_endpoint: str = Field("", description="Host of the ECS API. Empty: the public one of the region.")
+    vpc_endpoint: str = Field("", description="Host of the VPC API. Empty: the one inside the VPC.")
+    ecs_endpoint: str = Field("", description="Host of the ECS API. Empty: the one inside the VPC.")
     protocol: Literal["https", "http"] = Field("https", description="How the endpoints are spoken to.")
     metadata_url: str = Field("http://100.100.100.200", description="The instance metadata service.")
     credentials_file: Path | None = Field(

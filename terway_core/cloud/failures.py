@@ -1,0 +1,87 @@
+"""What a refused call means: worth trying again or not, and what a person can do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from terway_core.errors import CloudError
+
+
+@dataclass(kw_only=True)
+class Failure(Exception):
+    """One try of a call, failed.
+
+    :param code: the service's code; ``""`` when no answer came back, so that nobody knows what happened.
+    :param status: the HTTP status; 0 without an answer.
+    :param retry_after: seconds that the service asks to wait; 0 when it does not.
+    """
+
+    code: str = ""
+    message: str
+    status: int = 0
+    request_id: str = ""
+    retry_after: float = 0.0
+
+
+#: Codes (or parts of them) of states that pass, as the VPC and ECS references and their clients list them.
+_PASSING: Final = (
+    "Throttling",
+    "ServiceUnavailable",
+    "InternalError",
+    "Operation.Conflict",
+    "OperationConflict",
+    "LastTokenProcessing",
+    "IdempotentTokenProcessing",
+    "TaskConflict",
+    "IncorrectRouteEntryStatus",
+    "IncorrcetRouteEntryStatus",  # the service's own spelling, beside the right one
+    "IncorrectVpcStatus",
+    "IncorrectVSwitchStatus",
+    "IncorrectInstanceStatus",
+    "OperationFailed.DistibuteLock",  # sic
+    "SystemBusy",
+    "UnknownError",
+)
+
+#: What to do, by parts of the code; the first that fits.
+_ADVICE: Final = (
+    ("Throttling", "Too many calls of this account; wait, or ask for a higher limit."),
+    ("InvalidTimeStamp", "Set this machine's clock right."),
+    ("InvalidAccessKeyId", "Check the access key from {origin}."),
+    ("AccessKeyDisabled", "Enable the access key from {origin}, or use another."),
+    ("Signature", "Check the access key secret from {origin}."),
+    ("SecurityToken", "The temporary credentials from {origin} are not valid; renew them."),
+    ("Forbidden", "Allow {product}:{action} in the RAM policy of the key from {origin}."),
+    ("Forbbiden", "Allow {product}:{action} in the RAM policy of the key from {origin}."),  # sic
+    ("Forbedden", "Allow {product}:{action} in the RAM policy of the key from {origin}."),  # sic
+    ("NoPermission", "Allow {product}:{action} in the RAM policy of the key from {origin}."),
+    ("Quota", "Delete what nobody needs, or ask for a higher quota."),
+    ("InvalidRegionId", "Check the setting cloud.region_id."),
+)
+
+
+def is_passing(failure: Failure) -> bool:
+    """Whether the same call may succeed later. Says nothing of whether it is safe to send it again."""
+    if not failure.code:
+        return True
+    return failure.status >= 500 or any(part in failure.code for part in _PASSING)
+
+
+def to_error(failure: Failure, *, product: str, action: str, endpoint: str, origin: str) -> CloudError:
+    """The error that callers of the cloud see.
+
+    :param origin: where the credentials come from.
+    """
+    if not failure.code:
+        return CloudError(
+            f"{action}: no answer from {endpoint} ({failure.message}). Check the network and the setting "
+            f"cloud.{product}_endpoint."
+        )
+    advice = next((text for part, text in _ADVICE if part in failure.code), "")
+    return CloudError(
+        f"{action}: {failure.code}: {failure.message.rstrip('.')} (request {failure.request_id}). ".strip()
+        + advice.format(product=product, action=action, origin=origin),
+        code=failure.code,
+        request_id=failure.request_id,
+    )
