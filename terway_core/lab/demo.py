@@ -1,0 +1,94 @@
+"""The demonstration: two nodes, six pods, and every way between them, with real packets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from terway_core.lab.build import down, up
+from terway_core.lab.nodes import terway
+from terway_core.lab.paths import INTERNET, Endpoint, PathResult, endpoints, measure
+from terway_core.lab.runtime import Runtime
+from terway_core.lab.state import Lab, NodeFiles, Spec
+
+NODES: Final = 2
+PODS_PER_NODE: Final = 3
+#: Seconds after which a path counts as broken.
+PATH_LIMIT: Final = 3.0
+
+#: Told what is being done: a share between 0 and 1, and the step in words.
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """What the demonstration saw.
+
+    :param drift: what ``terway audit`` said on each node where it found a difference.
+    """
+
+    paths: tuple[PathResult, ...]
+    drift: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Every path works, and every node's kernel is what its journal says."""
+        return not self.drift and all(path.milliseconds is not None for path in self.paths)
+
+
+def run_demo(lab: Lab, spec: Spec, progress: Progress) -> DemoResult:
+    """Build a lab, start pods, try every path, and take all down again, also when something fails.
+
+    :raises TerwayError: the lab or a pod could not be started.
+    """
+    up(lab, spec, lambda done, total, step: progress(0.5 * done / total, step))
+    try:
+        progress(0.5, "starting pods")
+        pods = [
+            (node, f"pod-{3 * number + one}") for number, node in enumerate(lab.nodes) for one in (1, 2, 3)
+        ]
+        with ThreadPoolExecutor() as pool:
+            sandboxes = list(pool.map(lambda pod: Runtime(pod[0]).run_pod(pod[1]), pods))
+        pairs = list(_pairs(endpoints(lab)))
+        progress(0.6, "sending packets")
+        paths: list[PathResult] = []
+
+        def seen(result: PathResult) -> None:
+            paths.append(result)
+            progress(
+                min(0.6 + 0.3 * len(paths) / len(pairs), 0.9), f"{result.source.name} → {result.target.name}"
+            )
+
+        results = measure(pairs, timeout=PATH_LIMIT, progress=seen)
+        progress(0.9, "comparing journal and kernel")
+        drift = _audit(lab.nodes)
+        progress(0.95, "deleting pods")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda sandbox: Runtime(lab.node(sandbox.node)).remove_pod(sandbox), sandboxes))
+        drift += _audit(lab.nodes)
+        progress(1.0, "taking the lab down")
+        return DemoResult(paths=tuple(results), drift=drift)
+    finally:
+        down(lab)
+
+
+def _pairs(known: dict[str, Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:
+    """Every pod to every other pod, to every node and to the internet."""
+    pods = [endpoint for endpoint in known.values() if endpoint.node]
+    nodes = [endpoint for endpoint in known.values() if not endpoint.node and endpoint.name != INTERNET]
+    for source in pods:
+        for target in (*pods, *nodes, known[INTERNET]):
+            if target is not source:
+                yield source, target
+
+
+def _audit(nodes: tuple[NodeFiles, ...]) -> tuple[str, ...]:
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda node: terway(node, "audit"), nodes))
+    return tuple(
+        f"{node.name}: {(result.stdout + result.stderr).strip()}"
+        for node, result in zip(nodes, results, strict=True)
+        if result.returncode
+    )

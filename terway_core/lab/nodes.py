@@ -1,0 +1,79 @@
+"""Nodes of a lab: what a user would install and configure on a real one, and nothing that only a lab has."""
+
+from __future__ import annotations
+
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from terway_core.lab import fabric
+from terway_core.lab.process import Process, spawn
+from terway_core.lab.state import LabError, NodeFiles, Spec, open_netns, remember
+
+
+def _vpc_options(number: int, spec: Spec) -> dict[str, Any]:
+    cidrs = {4: str(fabric.pod_cidr(number)), 6: str(fabric.pod_ipv6_cidr(number))}
+    versions = {"ipv4": (4,), "ipv6": (6,), "dual": (4, 6)}[spec.ip_stack]
+    return {"pod_cidrs": [cidrs[version] for version in versions], "route_controller": True}
+
+
+#: What a mode needs in its section of the configuration on the node with the given number.
+_OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {"vpc": _vpc_options}
+
+
+def configuration(node: NodeFiles, number: int, spec: Spec) -> dict[str, Any]:
+    """The settings of the node's daemon."""
+    endpoint = str(fabric.OPENAPI)
+    return {
+        "drivers": list(spec.drivers),
+        "options": {mode: _OPTIONS[mode](number, spec) for mode in spec.drivers if mode in _OPTIONS},
+        "node_name": node.name,
+        "service_cidrs": [str(fabric.SERVICE_CIDR)],
+        "state_dir": str(node.state_dir),
+        "run_dir": str(node.run_dir),
+        "cni_bin_dir": str(node.cni_bin_dir),
+        "cni_conf_dir": str(node.cni_conf_dir),
+        "cloud": {
+            "region_id": fabric.REGION_ID,
+            "vpc_endpoint": endpoint,
+            "ecs_endpoint": endpoint,
+            "protocol": "http",
+        },
+    }
+
+
+def install(node: NodeFiles, number: int, spec: Spec) -> None:
+    """Write the node's configuration and put the plugin into its folders.
+
+    :raises LabError: ``terway cni install`` failed.
+    """
+    for folder in (node.folder, node.state_dir, node.run_dir, node.cni_bin_dir, node.cni_conf_dir, node.pods):
+        folder.mkdir(parents=True, exist_ok=True)
+    node.config.write_text(yaml.safe_dump(configuration(node, number, spec), sort_keys=False))
+    done = terway(node, "cni", "install")
+    if done.returncode:
+        raise LabError(f"terway cni install failed on {node.name}", details=done.stdout + done.stderr)
+
+
+def start_daemon(node: NodeFiles) -> Process:
+    """Start the node's daemon. It is not ready yet when this returns."""
+    argv = [str(_executable()), "daemon", "--config", str(node.config)]
+    with open_netns(node.netns) as namespace:
+        process = spawn(namespace, argv, log=node.log)
+    remember(node.folder, process)
+    return process
+
+
+def terway(node: NodeFiles, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a ``terway`` command on the node, as its operator would."""
+    argv = [str(_executable()), *arguments, "--config", str(node.config)]
+    with open_netns(node.netns) as namespace:
+        return namespace.run(subprocess.run, argv, capture_output=True, text=True)
+
+
+def _executable() -> Path:
+    return Path(sysconfig.get_path("scripts")) / "terway"
