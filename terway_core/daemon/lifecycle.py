@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,33 +61,49 @@ class Lifecycle:
         self._unavailable = unavailable
         self._clock = clock
         self._locks = SandboxLocks()
-        self._adding: dict[AttachmentKey, Cancellation] = {}
+        self._adding_guard = threading.Lock()
+        self._adding: defaultdict[AttachmentKey, list[Cancellation]] = defaultdict(list)
 
     # -- commands -----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def turn(self, attachment: Attachment, *, adding: bool = False) -> Iterator[Cancellation]:
-        """Wait until nobody else works on the attachment's sandbox or pod.
-
-        A DEL does not wait for an ADD of the same attachment to finish: it cancels it first.
-        """
-        cancellation = Cancellation()
-        if not adding and (overtaken := self._adding.get(attachment.key)):
-            overtaken.cancel()
+    def turn(self, attachment: Attachment) -> Iterator[None]:
+        """Wait until nobody else works on the attachment's sandbox or pod."""
         with self._locks.hold(*self._lock_names(attachment)):
-            if adding:
-                self._adding[attachment.key] = cancellation
-            try:
+            yield
+
+    @contextlib.contextmanager
+    def turn_to_add(self, attachment: Attachment) -> Iterator[Cancellation]:
+        """A turn that a DEL can cancel, from the moment it is asked for."""
+        cancellation = Cancellation()
+        with self._adding_guard:
+            self._adding[attachment.key].append(cancellation)
+        try:
+            with self.turn(attachment):
                 yield cancellation
-            finally:
-                if adding:
+        finally:
+            with self._adding_guard:
+                self._adding[attachment.key].remove(cancellation)
+                if not self._adding[attachment.key]:
                     del self._adding[attachment.key]
 
-    def add(self, request: Request, cancellation: Cancellation) -> dict[str, Any]:
-        """Give the pod its network; return the CNI result. Call it in the attachment's :meth:`turn`.
+    @contextlib.contextmanager
+    def turn_to_delete(self, attachment: Attachment) -> Iterator[None]:
+        """A turn that does not wait for the ADDs which came before it but cancels them, also those that still
+        wait and would otherwise come after it."""
+        with self._adding_guard:
+            overtaken = tuple(self._adding.get(attachment.key, ()))
+        for cancellation in overtaken:
+            cancellation.cancel()
+        with self.turn(attachment):
+            yield
 
-        :raises TerwayError: nothing of the attachment is left, or what is left is in the journal to be retried.
+    def add(self, request: Request, cancellation: Cancellation) -> dict[str, Any]:
+        """Give the pod its network; return the CNI result. Call it in its :meth:`turn_to_add`.
+
+        :raises TerwayError: nothing of the attachment is left, or what is left is in the journal.
         """
+        cancellation.check()
         attachment = _attachment(request)
         with Namespace.open(attachment.netns) as pod:
             record = self._store.get(attachment.key)
@@ -101,7 +119,12 @@ class Lifecycle:
         assert record.lease
         assert record.wiring
         return result(
-            record.attachment, record.lease, record.wiring, request.cni_version, request.prev_result
+            record.attachment,
+            record.lease,
+            record.wiring,
+            request.cni_version,
+            request.prev_result,
+            request.dns,
         )
 
     def _add_new(self, attachment: Attachment, pod: Namespace, cancellation: Cancellation) -> Record:
@@ -160,7 +183,7 @@ class Lifecycle:
         record = self._store.get(attachment.key)
         if record is None or record.state is not State.READY or record.wiring is None:
             raise UnknownAttachment(
-                f"{attachment.key} is not attached to the network; delete the pod's sandbox and let it be made anew"
+                f"{attachment.key} is not attached to the network; delete the pod to have it made again"
             )
         with Namespace.open(attachment.netns) as pod:
             if record.netns_inode not in (0, pod.inode):
@@ -228,7 +251,7 @@ class Lifecycle:
         self._store.remove(record.key)
 
     def is_dead(self, record: Record) -> bool:
-        """Nobody will ever use this attachment again: it is half made or half gone, or its namespace is gone."""
+        """Nobody will use this attachment again: it is half made, half gone, or its namespace is gone."""
         if record.state is not State.READY:
             return True
         if not record.attachment.netns:  # taken in from the kernel: it lives as long as its host link

@@ -46,7 +46,7 @@ class SandboxLocks:
 
     @contextlib.contextmanager
     def hold(self, *names: str) -> Iterator[None]:
-        """Hold the locks of all ``names``; everybody takes them in the same order, so nobody waits in a ring."""
+        """Hold the locks of all ``names``. Everybody takes them in the same order: no ring of waiters."""
         with contextlib.ExitStack() as stack:
             for name in sorted(set(names)):
                 stack.enter_context(self._hold_one(name))
@@ -77,13 +77,18 @@ class WorkQueue:
 
     def __init__(self, workers: int, *, waited: Callable[[float], object] = lambda seconds: None) -> None:
         self._free = workers
-        self._line: deque[object] = deque()
+        self._line: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._waited = waited
 
     def __len__(self) -> int:
         """How many stand in line."""
         return len(self._line)
+
+    def longest_wait(self) -> float:
+        """How long the first in line has stood there, in seconds."""
+        with self._changed:
+            return time.monotonic() - self._line[0].since if self._line else 0.0
 
     @contextlib.contextmanager
     def place(self, *, timeout: float, cancellation: Cancellation | None = None) -> Iterator[None]:
@@ -101,8 +106,7 @@ class WorkQueue:
                 self._changed.notify_all()
 
     def _enter(self, timeout: float, cancellation: Cancellation | None) -> None:
-        me = object()
-        start = time.monotonic()
+        me = _Waiting()
         with self._changed:
             self._line.append(me)
             if cancellation:
@@ -113,8 +117,8 @@ class WorkQueue:
                     timeout,
                 ):
                     raise RetryLater(
-                        f"the daemon did not come to this request within {timeout:g} s, {len(self._line)} are in "
-                        "line; the runtime will ask again"
+                        f"the daemon did not come to this request within {timeout:g} s, "
+                        f"{len(self._line)} are in line; the runtime will ask again"
                     )
                 if cancellation:
                     cancellation.check()
@@ -122,8 +126,15 @@ class WorkQueue:
             finally:
                 self._line.remove(me)
                 self._changed.notify_all()
-                self._waited(time.monotonic() - start)
+                self._waited(time.monotonic() - me.since)
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+class _Waiting:
+    """A place in the line."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from terway_core.errors import WiringError
+from terway_core.types import Problem
 from terway_core.wiring.objects import IPNetwork, Masquerade, describe
 
 TABLE = "terway"
@@ -61,6 +62,22 @@ def _run(command: str) -> str:
         return output.decode()
     finally:
         lib.nft_ctx_free(context)
+
+
+def preflight() -> Problem | None:
+    """What keeps masquerading from working here; asks the kernel and changes nothing."""
+    try:
+        _run("list tables")
+    except NftUnavailable as error:
+        return Problem(
+            summary=f"{LIBRARY} cannot be loaded: {error.__cause__}", remedy="apt-get install libnftables1"
+        )
+    except WiringError as error:
+        return Problem(
+            summary=str(error),
+            remedy="run on a kernel with nf_tables, with CAP_NET_ADMIN, or set masquerade: false",
+        )
+    return None
 
 
 def masquerades() -> dict[str, int]:

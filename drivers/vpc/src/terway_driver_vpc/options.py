@@ -1,0 +1,69 @@
+"""The driver's section of the configuration, ``options.vpc``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from terway_core.errors import InvalidConfig
+
+
+class Options(BaseModel):
+    """What can be set for the vpc mode."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pod_cidrs: tuple[IPv4Network | IPv6Network, ...] = Field(
+        min_length=1,
+        max_length=2,
+        description="This node's share of the pod range: IPv4, IPv6, or one of each.",
+    )
+    cluster_cidrs: tuple[IPv4Network | IPv6Network, ...] = Field(
+        min_length=1, description="The pod range of the whole cluster; reached without NAT."
+    )
+    masquerade: bool = Field(
+        True, description="Hide pod addresses behind the node's outside VPC and cluster."
+    )
+    route_controller: bool = Field(
+        False, description="Keep the VPC's route entries for this node; otherwise somebody else does (CCM)."
+    )
+    route_table_id: str = Field(
+        "", description="The route table to keep them in. Empty: the VPC's system table."
+    )
+    rest_seconds: float = Field(30, ge=0, description="How long an address rests before it is used again.")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        families = [cidr.version for cidr in self.pod_cidrs]
+        if len(set(families)) < len(families):
+            raise ValueError("pod_cidrs holds two CIDRs of one address family")
+        for cidr in self.pod_cidrs:
+            if not any(_inside(cidr, cluster) for cluster in self.cluster_cidrs):
+                raise ValueError(f"pod CIDR {cidr} lies in none of cluster_cidrs")
+        return self
+
+
+def parse(options: Mapping[str, Any]) -> Options:
+    """Check the section.
+
+    :raises InvalidConfig: names each field and what is wrong with it.
+    """
+    try:
+        return Options.model_validate(options)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"options.vpc{''.join(f'.{part}' for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise InvalidConfig(problems) from error
+
+
+def _inside(cidr: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
+    if isinstance(cidr, IPv4Network) and isinstance(other, IPv4Network):
+        return cidr.subnet_of(other)
+    if isinstance(cidr, IPv6Network) and isinstance(other, IPv6Network):
+        return cidr.subnet_of(other)
+    return False

@@ -1,0 +1,191 @@
+"""The gc: finishes what was interrupted and takes away what nobody needs.
+
+One round does, in this order, what each later step relies on: DELs left in the spool, attachments that are
+dead, the drivers' own records, and what carries our mark in the kernel without being declared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from terway_core.cni.protocol import Command, parse_request
+from terway_core.daemon.lifecycle import Lifecycle
+from terway_core.errors import TerwayError
+from terway_core.registry import Drivers
+from terway_core.store import Record, Store
+from terway_core.types import Attachment, Node, Wiring
+from terway_core.wiring.engine import Engine
+
+if TYPE_CHECKING:
+    from terway_core.wiring.inspect import HostState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a round did, or in a dry run would do; and what it could not do."""
+
+    released: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, list[str]]:
+        """For ``terway gc`` and the logs."""
+        return {"released": self.released, "problems": self.problems}
+
+
+class Collector:
+    """Runs rounds; one at a time."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        drivers: Drivers,
+        engine: Engine,
+        lifecycle: Lifecycle,
+        node: Callable[[], Node],
+        started: Callable[[], list[str]],
+        spool: Path,
+    ) -> None:
+        self._store = store
+        self._drivers = drivers
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._node = node
+        self._started = started
+        self._spool = spool
+
+    def round(self, *, dry_run: bool = False) -> Report:
+        """Do all of it. One thing that fails is reported and keeps nothing else from being done.
+
+        A dry run changes nothing. It cannot ask the drivers, whose gc acts.
+        """
+        report = Report()
+        steps: tuple[Callable[[Report, bool], None], ...] = (
+            self._replay_spool,
+            self._take_down_dead,
+            self._ask_drivers,
+            self._sweep_kernel,
+        )
+        for step in steps:
+            try:
+                step(report, dry_run)
+            except TerwayError as error:
+                report.problems.append(str(error))
+        return report
+
+    def recover(self) -> Report:
+        """What a start does before it serves: the spool, and every attachment that is not alive."""
+        report = Report()
+        self._replay_spool(report, False)
+        self._take_down_dead(report, False)
+        return report
+
+    # -- steps --------------------------------------------------------------------------------------------
+
+    def _replay_spool(self, report: Report, dry_run: bool) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for path in sorted(self._spool.glob("*.del")):
+                if dry_run:
+                    report.released.append(f"spooled DEL {path.name}")
+                    continue
+                try:
+                    request = parse_request(path.read_bytes())
+                    if request.command is not Command.DEL or request.attachment is None:
+                        raise TerwayError(f"{path} holds no DEL but {request.command}")
+                    with self._lifecycle.turn_to_delete(request.attachment):
+                        self._lifecycle.delete(request)
+                    report.released.append(f"spooled DEL of {request.attachment.key}")
+                except TerwayError as error:
+                    report.problems.append(f"spooled DEL {path.name}: {error}")
+                    if error.cni_code in _MALFORMED:
+                        path.replace(
+                            path.with_suffix(".rejected")
+                        )  # it will never be better; keep it for people
+                    continue
+                path.unlink(missing_ok=True)
+
+    def _take_down_dead(self, report: Report, dry_run: bool) -> None:
+        host_links: set[str] | None = None
+        for record in self._store.records():
+            if not record.attachment.netns and host_links is None:
+                host_links = set(_read_host().snapshot.links)
+            if not self._is_dead(record, host_links):
+                continue
+            if dry_run:
+                report.released.append(f"attachment {record.key} ({record.state})")
+                continue
+            with self._lifecycle.turn(record.attachment):
+                current = self._store.get(record.key)
+                if current is None or not self._is_dead(current, host_links):
+                    continue
+                try:
+                    self._lifecycle.take_down(current)
+                except TerwayError as error:
+                    report.problems.append(f"attachment {record.key}: {error}")
+                    continue
+            left = self._store.get(record.key)
+            if left is None:
+                report.released.append(f"attachment {record.key}")
+            else:
+                report.problems.append(f"attachment {record.key}: {left.problem}")
+
+    def _is_dead(self, record: Record, host_links: set[str] | None) -> bool:
+        if self._lifecycle.is_dead(record):
+            return True
+        if record.attachment.netns or host_links is None or record.wiring is None:
+            return False
+        return not any(getattr(obj, "name", "") in host_links for obj in record.wiring.host)
+
+    def _ask_drivers(self, report: Report, dry_run: bool) -> None:
+        if dry_run:
+            return
+        live: dict[str, list[Attachment]] = {}
+        for record in self._store.records():
+            live.setdefault(record.driver, []).append(record.attachment)
+        for mode in self._started():
+            try:
+                answer = self._drivers.gc(mode, tuple(live.get(mode, ())), self._node())
+            except TerwayError as error:
+                report.problems.append(f"driver {mode}: {error}")
+                continue
+            report.released += (f"{mode}: {line}" for line in answer.released)
+            report.problems += (f"{mode}: {line}" for line in answer.problems)
+
+    def _sweep_kernel(self, report: Report, dry_run: bool) -> None:
+        state = _read_host()  # before the journal: see HostState
+        wirings = [record.wiring for record in self._store.records() if record.wiring]
+        for stray in state.strays(wirings):
+            if not dry_run:
+                try:
+                    stray.remove(self._engine)
+                except TerwayError as error:
+                    report.problems.append(f"{stray.description}: {error}")
+                    continue
+            report.released.append(stray.description)
+        if not dry_run:
+            self._restore_shared(wirings, report)
+
+    def _restore_shared(self, wirings: list[Wiring], report: Report) -> None:
+        """Bring back shared objects that somebody took away: no ADD need come to do it."""
+        shared = tuple(dict.fromkeys(obj for wiring in wirings for obj in wiring.node))
+        try:
+            self._engine.ensure(shared)
+        except TerwayError as error:
+            report.problems.append(str(error))
+
+
+#: Codes of a request that cannot become right by waiting: version, environment, encoding, configuration.
+_MALFORMED = frozenset({1, 4, 6, 7})
+
+
+def _read_host() -> HostState:
+    from terway_core.wiring.inspect import HostState  # loads pyroute2, which serving an ADD does not need
+
+    return HostState.read()

@@ -1,0 +1,214 @@
+"""HTTP/1.1 on a unix socket: the plugin's door, and an operator's.
+
+The standard library's server with a thread for each connection: hooks are synchronous, a request is one
+short command, and aiohttp would double the daemon's memory. ``curl --unix-socket`` is a debugger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import socketserver
+import struct
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+from terway_core.cni.protocol import Command, Request, parse_request
+from terway_core.errors import IOFailure, NotReady, RetryLater, TerwayError, UndecodableInput
+
+if TYPE_CHECKING:
+    from terway_core.daemon.main import Daemon
+
+log = logging.getLogger(__name__)
+
+#: The plugin reads at most 1 MiB of configuration and adds the CNI_* variables.
+MAX_BODY = 2 << 20
+#: The plugin gives up after 110 s; whoever waits longer in line works for nobody.
+LINE_TIMEOUT = 100.0
+#: A client that stalls in the middle of a request.
+CLIENT_TIMEOUT = 120.0
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Listens from its construction on; the socket is for root, or whoever runs the daemon.
+
+    :raises IOFailure: the socket cannot be made.
+    """
+
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def __init__(self, path: Path, daemon: Daemon) -> None:
+        self.daemon = daemon
+        path.unlink(missing_ok=True)  # of a daemon that was killed: we hold the lock
+        before = os.umask(0o177)
+        try:
+            super().__init__(str(path), Handler)
+        except OSError as error:
+            raise IOFailure(f"the socket {path} cannot be made: {error}") from error
+        finally:
+            os.umask(before)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Only root and our own user; the mode of the socket's file says so too, but files can be changed."""
+        peer = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", peer)
+        return uid in (0, os.geteuid())
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.exception("request failed")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version = "terway"
+    sys_version = ""
+    timeout = CLIENT_TIMEOUT
+
+    def do_GET(self) -> None:
+        daemon = self.server.daemon
+        match urlsplit(self.path).path:
+            case "/healthz":
+                problems = daemon.health_problems()
+                self._send_json({"healthy": not problems, "problems": problems}, not problems)
+            case "/readyz":
+                problems = daemon.readiness_problems()
+                self._send_json({"ready": not problems, "problems": problems}, not problems)
+            case "/metrics":
+                from terway_core.daemon.metrics import CONTENT_TYPE
+
+                self._send(HTTPStatus.OK, daemon.metrics.render(), CONTENT_TYPE)
+            case "/v1/pods":
+                self._send_json(daemon.pods())
+            case "/v1/drivers":
+                self._send_json(daemon.driver_states())
+            case "/v1/status":
+                self._send_json(daemon.status())
+            case path:
+                self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
+
+    def do_POST(self) -> None:
+        url = urlsplit(self.path)
+        try:
+            body = self._read_body()
+        except TerwayError as error:
+            self.close_connection = True
+            self._send_json(error.to_cni("1.1.0"), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return
+        match url.path:
+            case "/v1/cni":
+                self._serve_cni(body)
+            case "/v1/gc":
+                dry_run = parse_qs(url.query).get("dry_run", ["false"])[-1] == "true"
+                self._send_json(self.server.daemon.collect(dry_run=dry_run).to_json())
+            case path:
+                self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
+
+    def _serve_cni(self, body: bytes) -> None:
+        start = time.monotonic()
+        daemon = self.server.daemon
+        command, version, code = "invalid", "1.1.0", 0
+        answer: dict[str, Any] | None
+        try:
+            request = parse_request(body)
+            command, version = str(request.command), request.cni_version
+            answer = serve(daemon, request)
+            status = HTTPStatus.OK
+        except TerwayError as error:
+            version = getattr(error, "cni_version", "") or version
+            code, status = error.cni_code, HTTPStatus.CONFLICT
+            answer = error.to_cni(version)
+        except Exception as error:  # a client must get a CNI error whatever happens
+            log.exception("command failed", extra={"command": command})
+            code, status = TerwayError.cni_code, HTTPStatus.INTERNAL_SERVER_ERROR
+            answer = TerwayError(f"a defect of terway: {error!r}; the daemon's log has more").to_cni(version)
+        seconds = time.monotonic() - start
+        daemon.metrics.requests.labels(command, str(code)).inc()
+        daemon.metrics.seconds.labels(command).observe(seconds)
+        if code or log.isEnabledFor(logging.DEBUG):
+            extra = {"command": command, "code": code, "seconds": round(seconds, 4), "answer": answer}
+            log.log(logging.WARNING if code else logging.DEBUG, "cni", extra=extra)
+        self._send(status, json.dumps(answer).encode() if answer is not None else b"", "application/json")
+
+    def _read_body(self) -> bytes:
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            raise UndecodableInput("the request says no Content-Length") from None
+        if not 0 <= length <= MAX_BODY:
+            raise UndecodableInput(f"a request of {length} bytes is refused; at most {MAX_BODY} are read")
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise UndecodableInput(f"the request ends after {len(body)} of {length} bytes")
+        return body
+
+    def _send_json(self, data: object, status: HTTPStatus | bool = HTTPStatus.OK) -> None:
+        if isinstance(status, bool):
+            status = HTTPStatus.OK if status else HTTPStatus.SERVICE_UNAVAILABLE
+        self._send(status, json.dumps(data, indent=2).encode() + b"\n", "application/json")
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+            # The client may be gone; what was done stays done, and its retry or its DEL finds it.
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        log.debug(format % args)
+
+    def address_string(self) -> str:
+        return "unix"
+
+
+def serve(daemon: Daemon, request: Request) -> dict[str, Any] | None:
+    """Carry out one CNI command; the answer is what the plugin prints, None for nothing.
+
+    :raises TerwayError: the answer is an error object.
+    """
+    lifecycle = daemon.lifecycle
+    match request.command, request.attachment:
+        case Command.STATUS, _:
+            if problems := daemon.readiness_problems():
+                raise NotReady("; ".join(problems))
+            return None
+        case Command.ADD, attachment if attachment:
+            with (
+                daemon.admitted(),
+                lifecycle.turn_to_add(attachment) as cancellation,
+                daemon.line.place(timeout=LINE_TIMEOUT, cancellation=cancellation),
+            ):
+                if problems := daemon.readiness_problems():
+                    raise RetryLater(f"terway cannot serve yet: {'; '.join(problems)}")
+                return lifecycle.add(request, cancellation)
+        case Command.DEL, attachment if attachment:
+            with (
+                daemon.admitted(),
+                lifecycle.turn_to_delete(attachment),
+                daemon.line.place(timeout=LINE_TIMEOUT),
+            ):
+                lifecycle.delete(request)
+            return None
+        case Command.CHECK, attachment if attachment:
+            with daemon.admitted(), lifecycle.turn(attachment), daemon.line.place(timeout=LINE_TIMEOUT):
+                lifecycle.check(request)
+            return None
+        case Command.GC, _:
+            # Without a place in the line: it waits for turns, whose holders may wait for a place.
+            with daemon.admitted():
+                lifecycle.collect(request)
+            return None
+        case _:
+            raise TerwayError(f"{request.command} is not a command that the daemon serves")

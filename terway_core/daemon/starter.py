@@ -1,0 +1,81 @@
+"""Starts the configured drivers, and starts again those that were told to wait."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from terway_core.cloud import Cloud
+from terway_core.config import Config
+from terway_core.daemon.node import describe_node
+from terway_core.errors import RetryLater, TerwayError
+from terway_core.registry import Drivers
+from terway_core.store import Store
+from terway_core.types import Node, Services
+
+log = logging.getLogger(__name__)
+
+
+class Starter:
+    """Knows who this node is and which drivers run.
+
+    :ivar unavailable: mode → why it is not started. Empty when everything serves.
+    """
+
+    def __init__(
+        self, config: Config, drivers: Drivers, store: Store, cloud: Cloud, clock: Callable[[], float]
+    ) -> None:
+        self._config = config
+        self._drivers = drivers
+        self._store = store
+        self._cloud = cloud
+        self._clock = clock
+        self._node: Node | None = None
+        self.unavailable: dict[str, str] = dict.fromkeys(config.drivers, "the daemon is starting")
+
+    def node(self) -> Node:
+        """:raises RetryLater: it is not known yet."""
+        if self._node is None:
+            raise RetryLater("this node's VPC is not known yet: the instance metadata has not been read")
+        return self._node
+
+    def started(self) -> list[str]:
+        """Modes that run."""
+        return [mode for mode in self._config.drivers if mode not in self.unavailable]
+
+    def start(self) -> None:
+        """Start whatever is not started; what cannot be is left in ``unavailable`` with its reason."""
+        if self._node is None:
+            try:
+                self._node = describe_node(self._config, self._cloud)
+            except TerwayError as error:
+                self.unavailable.update(dict.fromkeys(self.unavailable, str(error)))
+                log.warning("node unknown", extra={"problem": str(error)})
+                return
+        for mode in tuple(self.unavailable):
+            services = Services(
+                options=self._config.options.get(mode, {}),
+                node=self._node,
+                store=self._store,
+                cloud=self._cloud,
+                clock=self._clock,
+            )
+            try:
+                self._drivers.start(mode, services)
+            except RetryLater as error:
+                self.unavailable[mode] = str(error)
+                log.warning("driver waits", extra={"driver": mode, "problem": str(error)})
+            except TerwayError as error:
+                self.unavailable[mode] = str(error)
+                log.error("driver refused to start", extra={"driver": mode, "problem": str(error)})
+            else:
+                del self.unavailable[mode]
+                log.info("driver started", extra={"driver": mode})
+
+    def stop(self) -> None:
+        """Stop what runs; a driver that fails to stop keeps nobody else from it."""
+        for mode in self.started():
+            try:
+                self._drivers.stop(mode)
+            except TerwayError as error:
+                log.error("driver did not stop", extra={"driver": mode, "problem": str(error)})
