@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from terway_core.cni.protocol import Command, parse_request
 from terway_core.daemon.lifecycle import Lifecycle
+from terway_core.daemon.shared import SharedObjects
 from terway_core.errors import TerwayError
 from terway_core.registry import Drivers
 from terway_core.store import Record, Store
-from terway_core.types import Attachment, Node, Wiring
+from terway_core.types import Attachment, Node
 from terway_core.wiring.engine import Engine
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Collector:
         store: Store,
         drivers: Drivers,
         engine: Engine,
+        shared: SharedObjects,
         lifecycle: Lifecycle,
         node: Callable[[], Node],
         started: Callable[[], list[str]],
@@ -56,6 +58,7 @@ class Collector:
         self._store = store
         self._drivers = drivers
         self._engine = engine
+        self._shared = shared
         self._lifecycle = lifecycle
         self._node = node
         self._started = started
@@ -170,15 +173,7 @@ class Collector:
                     continue
             report.released.append(stray.description)
         if not dry_run:
-            self._restore_shared(wirings, report)
-
-    def _restore_shared(self, wirings: list[Wiring], report: Report) -> None:
-        """Bring back shared objects that somebody took away: no ADD need come to do it."""
-        shared = tuple(dict.fromkeys(obj for wiring in wirings for obj in wiring.node))
-        try:
-            self._engine.ensure(shared)
-        except TerwayError as error:
-            report.problems.append(str(error))
+            self._shared.restore()
 
 
 #: Codes of a request that cannot become right by waiting: version, environment, encoding, configuration.

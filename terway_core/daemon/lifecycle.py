@@ -17,6 +17,7 @@ from typing import Any
 
 from terway_core.cni.protocol import Request, result
 from terway_core.daemon.queue import Cancellation, SandboxLocks
+from terway_core.daemon.shared import SharedObjects
 from terway_core.errors import (
     Drifted,
     IOFailure,
@@ -48,6 +49,7 @@ class Lifecycle:
         store: Store,
         drivers: Drivers,
         engine: Engine,
+        shared: SharedObjects,
         order: Sequence[str],
         node: Callable[[], Node],
         unavailable: Mapping[str, str],
@@ -56,6 +58,7 @@ class Lifecycle:
         self._store = store
         self._drivers = drivers
         self._engine = engine
+        self._shared = shared
         self._order = order
         self._node = node
         self._unavailable = unavailable
@@ -149,6 +152,7 @@ class Lifecycle:
             record = replace(record, wiring=wiring, state=State.WIRING)
             self._store.put(record)
             cancellation.check()
+            self._shared.need(record.key, wiring.node)
             self._engine.apply(wiring, pod, record.owner)
             cancellation.check()
             return self._store.advance(record, State.READY)
@@ -235,6 +239,7 @@ class Lifecycle:
                 try:
                     with contextlib.ExitStack() as stack:
                         self._engine.remove(record.wiring, _pod_of(record, stack), record.owner)
+                    self._shared.release(record.key, record.wiring.node)
                 except TerwayError as error:
                     self._store.advance(record, State.UNWIRING, problem=error.message)
                     raise

@@ -7,6 +7,9 @@ import logging
 import sys
 import time
 
+#: Libraries that at debug level write each message they exchange.
+_CHATTY = ("asyncio", "pyroute2", "urllib3")
+
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -32,3 +35,5 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)

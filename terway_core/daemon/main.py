@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from terway_core.daemon.lifecycle import Lifecycle
 from terway_core.daemon.metrics import Metrics
 from terway_core.daemon.queue import WorkQueue
 from terway_core.daemon.server import Server
+from terway_core.daemon.shared import SharedObjects
 from terway_core.daemon.starter import Starter
 from terway_core.errors import IOFailure, RetryLater, TerwayError
 from terway_core.registry import Drivers
@@ -73,10 +75,12 @@ class Daemon:
         self.line = WorkQueue(config.workers, waited=self.metrics.queue_seconds.observe)
         self.metrics.queue_length.set_function(lambda: len(self.line))
         self.starter = Starter(config, self.drivers, self.store, Cloud(config.cloud), clock)
+        self._shared = SharedObjects(self.engine)
         self.lifecycle = Lifecycle(
             store=self.store,
             drivers=self.drivers,
             engine=self.engine,
+            shared=self._shared,
             order=config.drivers,
             node=self.starter.node,
             unavailable=self.starter.unavailable,
@@ -86,6 +90,7 @@ class Daemon:
             store=self.store,
             drivers=self.drivers,
             engine=self.engine,
+            shared=self._shared,
             lifecycle=self.lifecycle,
             node=self.starter.node,
             started=self.starter.started,
@@ -100,6 +105,9 @@ class Daemon:
         The socket answers from the beginning: DEL at once, STATUS with 50 and ADD with 11 until every
         configured driver runs. Only then is the conflist put in place.
         """
+        for record in self.store.records():
+            if record.wiring:
+                self._shared.remember(record.key, record.wiring.node)
         server = Server(self.config.socket, self)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="server")
         thread.start()
@@ -136,23 +144,23 @@ class Daemon:
         log.info("recovered", extra=report.to_json())
         self._become_ready()
 
-    def _become_ready(self) -> None:
-        if self._ready or self.starter.unavailable or not self.config.drivers:
-            return
+    def _become_ready(self) -> bool:
+        """Put the conflist in place if every configured driver runs; False says that it is too early."""
+        if self.starter.unavailable or not self.config.drivers:
+            return False
         try:
-            hooks = [
-                lambda conflist, mode=mode: self.drivers.conflist(mode, conflist)
-                for mode in self.config.drivers
-            ]
-            install.install_conflist(self.config, hooks)
+            install.install_conflist(
+                self.config, [partial(self.drivers.conflist, mode) for mode in self.config.drivers]
+            )
         except TerwayError as error:
             self._conflist_problem = str(error)
             log.error("conflist not in place", extra={"problem": str(error)})
-            return
+            return False
         self._conflist_problem = ""
         self._ready = True
         _notify("READY=1")
         log.info("ready", extra={"drivers": list(self.config.drivers)})
+        return True
 
     def _loop(self) -> None:
         """gc rounds, and new attempts to start what is not started."""
@@ -166,8 +174,7 @@ class Daemon:
                 return
             if not self._ready:
                 self.starter.start()
-                self._become_ready()
-                retry_in = RETRY_FIRST if self._ready else min(2 * retry_in, RETRY_LAST)
+                retry_in = RETRY_FIRST if self._become_ready() else min(2 * retry_in, RETRY_LAST)
             for mode in self.config.drivers:
                 self.metrics.driver_started.labels(mode).set(mode not in self.starter.unavailable)
             if time.monotonic() >= next_round:

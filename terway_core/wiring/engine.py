@@ -63,7 +63,9 @@ class Engine:
     # -- apply --------------------------------------------------------------------------------------------
 
     def apply(self, wiring: Wiring, pod: Namespace | None, owner: str) -> None:
-        """Make the kernel look as ``wiring`` says. Applying it again changes nothing.
+        """Make the kernel look as the ``host`` and ``pod`` parts say. Applying them again changes nothing.
+
+        The shared part is for :meth:`ensure`, which needs to be called only once for many attachments.
 
         :param owner: written into the links' alias, so that they can be told apart and taken in again.
         :raises WiringError: the kernel refused an object. What was made before stays: call :meth:`remove`.
@@ -71,8 +73,6 @@ class Engine:
         veths = [obj for obj in wiring.host if isinstance(obj, Veth)]
         if (veths or wiring.pod) and pod is None:
             raise WiringError("a wiring with pod objects needs the pod's network namespace")
-        if wiring.node:
-            self.ensure(wiring.node)
         with self._lock:
             self._make_veths(veths, pod, owner)
         if pod:
