@@ -36,6 +36,8 @@ import time
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
+DEFAULT_SOCKET = "/run/terway/terway.sock"
+DEFAULT_SPOOL = "/var/lib/terway/spool"
 MAX_INPUT = 1 << 20
 TIME_LIMIT = 110
 
@@ -101,8 +103,8 @@ def parse_netconf(command: str, data: bytes) -> dict[str, object]:
 
 def forward(command: str, netconf: dict[str, object], data: bytes) -> tuple[int, bytes]:
     """Let the daemon serve the request; exit status and output."""
-    socket = path_in(netconf, "socket", "/run/terway/terway.sock")
-    spool = path_in(netconf, "spool", "/var/lib/terway/spool")
+    socket = path_in(netconf, "socket", DEFAULT_SOCKET)
+    spool = path_in(netconf, "spool", DEFAULT_SPOOL)
     variables = sorted(item for item in os.environb.items() if item[0].startswith(b"CNI_"))
     request = b"".join(b"%b=%b\0" % item for item in variables) + b"\0" + data
     retry_code = 50 if command == "STATUS" else 11

@@ -10,19 +10,21 @@ an ADD, but a pod that cannot be deleted is worse.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
-from terway_core.errors import (
-    IncompatibleVersion,
-    InvalidConfig,
-    InvalidEnvironment,
-    TerwayError,
-    UndecodableInput,
+from terway_core.cni.environment import (
+    IDENTIFIER,
+    Command,
+    check_variables,
+    is_path,
+    parse_args,
+    parse_command,
+    refuse_addresses,
+    split_request,
 )
+from terway_core.errors import IncompatibleVersion, InvalidConfig, TerwayError, UndecodableInput
 from terway_core.types import Attachment, IPInterface, Lease, Pod, Wiring
 from terway_core.wiring.objects import MAIN_TABLE, Route, Veth
 
@@ -41,37 +43,7 @@ NEWEST: Final = SUPPORTED_VERSIONS[-1]
 #: Bytes of network configuration that are read; the plugin has the same limit.
 MAX_INPUT: Final = 1 << 20
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-class Command(StrEnum):
-    """What ``CNI_COMMAND`` can be."""
-
-    ADD = "ADD"
-    DEL = "DEL"
-    CHECK = "CHECK"
-    GC = "GC"
-    STATUS = "STATUS"
-    VERSION = "VERSION"
-
-
-_REQUIRED: Final[Mapping[Command, tuple[str, ...]]] = {
-    Command.ADD: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-    Command.CHECK: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-    Command.DEL: ("CNI_CONTAINERID", "CNI_IFNAME"),
-}
 _SINCE: Final = {Command.CHECK: "0.4.0", Command.GC: "1.1.0", Command.STATUS: "1.1.0"}
-_KNOWN_ARGS: Final = frozenset(
-    {
-        "IgnoreUnknown",
-        "IP",
-        "K8S_POD_INFRA_CONTAINER_ID",
-        "K8S_POD_NAME",
-        "K8S_POD_NAMESPACE",
-        "K8S_POD_UID",
-        "MAC",
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,15 +81,15 @@ def parse_request(body: bytes) -> Request:
     :raises IncompatibleVersion: we do not speak the ``cniVersion``, or it has no such command.
     :raises InvalidConfig: the network configuration has a wrong value.
     """
-    variables, data = _split(body)
-    command = _command(variables)
-    _check_variables(command, variables)
+    variables, data = split_request(body)
+    command = parse_command(variables)
+    check_variables(command, variables)
     config = _parse_config(data)
     version = _check_version(command, config)
     if command is Command.VERSION:
         return Request(command=command, cni_version=version, config=config)
     network = config.get("name")
-    if not isinstance(network, str) or not _IDENTIFIER.fullmatch(network):
+    if not isinstance(network, str) or not IDENTIFIER.fullmatch(network):
         raise InvalidConfig(
             f"the network configuration's name is {network!r}; it must begin with a letter or digit "
             "and go on with letters, digits, '_', '.' and '-'"
@@ -128,15 +100,15 @@ def parse_request(body: bytes) -> Request:
         valid = _valid_attachments(config)
         return Request(command=command, cni_version=version, network=network, config=config, valid=valid)
     strict = command is not Command.DEL
-    args = _parse_args(variables.get("CNI_ARGS", ""), strict=strict)
+    args = parse_args(variables.get("CNI_ARGS", ""), strict=strict)
     if command is Command.ADD:
-        _refuse_addresses(args)
+        refuse_addresses(args)
     netns = variables.get("CNI_NETNS", "")
     attachment = Attachment(
         network=network,
         container_id=variables["CNI_CONTAINERID"],
         ifname=variables["CNI_IFNAME"],
-        netns=netns if _is_path(netns) else "",
+        netns=netns if is_path(netns) else "",
         pod=Pod(
             namespace=args.get("K8S_POD_NAMESPACE", ""),
             name=args.get("K8S_POD_NAME", ""),
@@ -162,7 +134,7 @@ def asked_version(body: bytes) -> str:
     configuration"), or the newest when that cannot be read. Raises nothing.
     """
     try:
-        version = _parse_config(_split(body)[1]).get("cniVersion")
+        version = _parse_config(split_request(body)[1]).get("cniVersion")
     except TerwayError:
         return NEWEST
     return version if isinstance(version, str) and version else NEWEST
@@ -198,64 +170,6 @@ def result(
 def version_result(cni_version: str) -> dict[str, Any]:
     """The answer to VERSION. :param cni_version: what the request said, whether we speak it or not."""
     return {"cniVersion": cni_version, "supportedVersions": list(SUPPORTED_VERSIONS)}
-
-
-def _split(body: bytes) -> tuple[dict[str, str], bytes]:
-    """The CNI_* variables, and standard input. Bytes that are no UTF-8 become lone surrogates."""
-    if body.startswith(b"\0"):
-        return {}, body[1:]
-    head, end, data = body.partition(b"\0\0")
-    pairs = [item.partition(b"=") for item in head.split(b"\0")]
-    if not end or not all(equals for _, equals, _ in pairs):
-        raise UndecodableInput(
-            "the request is not a list of NAME=value with a NUL byte each, and one more NUL"
-        )
-    return {_decode(name): _decode(value) for name, _, value in pairs}, data
-
-
-def _decode(value: bytes) -> str:
-    return value.decode(errors="surrogateescape")
-
-
-def _is_ifname(value: str) -> bool:
-    # Linux counts bytes (IFNAMSIZ, 16 with the NUL). Lone surrogates and control characters do not print.
-    if not value.isprintable() or value in (".", "..") or set(value) & set("/:"):
-        return False
-    return len(value.encode()) < 16 and value.split() == [value]
-
-
-def _is_path(value: str) -> bool:
-    # Absolute, because the daemon's working directory is not the runtime's.
-    return value.startswith("/") and value.isprintable()
-
-
-_RULES: Final[Mapping[str, tuple[Callable[[str], object], str]]] = {
-    "CNI_CONTAINERID": (_IDENTIFIER.fullmatch, "a letter or digit, then letters, digits, '_', '.' and '-'"),
-    "CNI_NETNS": (_is_path, "an absolute path"),
-    "CNI_IFNAME": (_is_ifname, "at most 15 bytes, without '/', ':' and white space, not '.' or '..'"),
-}
-
-
-def _command(variables: Mapping[str, str]) -> Command:
-    command = variables.get("CNI_COMMAND", "")
-    try:
-        return Command(command)
-    except ValueError:
-        raise InvalidEnvironment(
-            f"CNI_COMMAND is {command!r}; it must be one of {', '.join(Command)}"
-        ) from None
-
-
-def _check_variables(command: Command, variables: Mapping[str, str]) -> None:
-    problems = []
-    for name in _REQUIRED.get(command, ()):
-        is_right, rule = _RULES[name]
-        if not (value := variables.get(name, "")):
-            problems.append(f"{name} is missing")
-        elif not is_right(value):
-            problems.append(f"{name} is {value!r}, which must be {rule}")
-    if problems:
-        raise InvalidEnvironment(f"{command} cannot be served: {'; '.join(problems)}")
 
 
 def _parse_config(data: bytes) -> dict[str, Any]:
@@ -311,40 +225,6 @@ def _valid_attachments(config: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
 def _is_attachment(entry: Any) -> bool:
     names = [entry.get("containerID"), entry.get("ifname")] if isinstance(entry, dict) else []
     return bool(names) and all(isinstance(name, str) and name for name in names)
-
-
-def _parse_args(text: str, *, strict: bool) -> dict[str, str]:
-    """``K=V;K=V`` in any order; a key that comes twice has its last value, as in libcni."""
-    args: dict[str, str] = {}
-    malformed = []
-    for pair in text.split(";") if text else ():
-        key, equals, value = pair.partition("=")
-        if key and equals and pair.isprintable():
-            args[key] = value
-        else:
-            malformed.append(repr(pair))
-    ignore_unknown = args.get("IgnoreUnknown", "0").lower()
-    if ignore_unknown not in ("0", "1", "false", "true"):
-        malformed.append(repr(f"IgnoreUnknown={args['IgnoreUnknown']}"))
-    if strict and malformed:
-        raise InvalidEnvironment(f"CNI_ARGS has what is no KEY=value: {', '.join(malformed)}")
-    unknown = sorted(args.keys() - _KNOWN_ARGS)
-    if strict and unknown and ignore_unknown in ("0", "false"):
-        raise InvalidEnvironment(
-            f"CNI_ARGS has unknown keys: {', '.join(unknown)}; remove them or add IgnoreUnknown=1"
-        )
-    return args
-
-
-def _refuse_addresses(args: Mapping[str, str]) -> None:
-    # podman run --ip and --mac-address come this way. The VPC decides who has which address, so the choice
-    # is the driver's. A pod with another address than the one its user asked for would only look right.
-    wishes = [f"{key}={args[key]}" for key in ("IP", "MAC") if args.get(key)]
-    if wishes:
-        raise InvalidEnvironment(
-            f"CNI_ARGS asks for {' and '.join(wishes)}, but an address cannot be chosen here; "
-            "start the pod without a fixed IP or MAC address"
-        )
 
 
 def _object(config: Mapping[str, Any], key: str, *, strict: bool) -> dict[str, Any]:
