@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from terway_core.cni.protocol import Command, Request, parse_request
+from terway_core.cni.protocol import Command, Request, asked_version, parse_request
 from terway_core.errors import IOFailure, NotReady, RetryLater, TerwayError, UndecodableInput
 
 if TYPE_CHECKING:
@@ -117,15 +117,14 @@ class Handler(BaseHTTPRequestHandler):
     def _serve_cni(self, body: bytes) -> None:
         start = time.monotonic()
         daemon = self.server.daemon
-        command, version, code = "invalid", "1.1.0", 0
+        command, version, code = "invalid", asked_version(body), 0
         answer: dict[str, Any] | None
         try:
             request = parse_request(body)
-            command, version = str(request.command), request.cni_version
+            command = str(request.command)
             answer = serve(daemon, request)
             status = HTTPStatus.OK
         except TerwayError as error:
-            version = getattr(error, "cni_version", "") or version
             code, status = error.cni_code, HTTPStatus.CONFLICT
             answer = error.to_cni(version)
         except Exception as error:  # a client must get a CNI error whatever happens
