@@ -1,4 +1,4 @@
-"""The plugin as a runtime sees it: a process under ``python3 -IS``, with a daemon, without, with a bad one."""
+"""The plugin as a runtime sees it: a process under ``python3 -IS``, with a good daemon, a bad one, none."""
 
 from __future__ import annotations
 
