@@ -1,0 +1,61 @@
+# make demo   two nodes, six pods, every path measured: the whole of terway on one machine
+# make test   everything that proves it works; needs root, installs what it needs
+# make check  formatting, lint, types, layering
+# make bench  against the Go plugins of containernetworking-plugins
+
+PYTHON ?= python3
+BIN    := .venv/bin
+# Compiled once: every start of the daemon and of the command line gains from it.
+export PYTHONDONTWRITEBYTECODE =
+
+# Debian packages: what a node needs, and what the tests drive besides.
+APT_NODE := python3-venv libnftables1
+APT_TEST := busybox-static containerd iproute2 nftables runc
+
+.PHONY: demo test check bench format constraints clean apt-node apt-test
+
+demo: apt-node .venv/installed
+	$(BIN)/terway lab demo
+
+test: apt-node apt-test .venv/installed
+	$(BIN)/pytest $(TESTS)
+
+check: apt-node .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p terway_core -p terway_driver_vpc
+	$(BIN)/lint-imports --no-cache
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Editable, so that a change is there at once; tests/e2e/test_install.py proves the wheels.
+.venv/installed: pyproject.toml constraints.txt $(wildcard drivers/*/pyproject.toml)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(addprefix -e ,$(wildcard drivers/*))
+	touch $@
+
+# What CI ran: versions only.
+constraints: .venv/installed
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
+
+apt-node:
+	@$(call apt-install,$(APT_NODE))
+
+apt-test:
+	@$(call apt-install,$(APT_TEST))
+
+clean:
+	rm -rf .venv build dist bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Only what is missing, and only where there is an apt; elsewhere the tests say what they miss.
+define apt-install
+missing=; for package in $(1); do \
+	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+done; \
+if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
+	apt-get install -y --no-install-recommends -qq $$missing >/dev/null 2>&1 \
+	|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends -qq $$missing >/dev/null; }; \
+fi
+endef
