@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from terway_core.lab.build import down, served_calls, status, up
-from terway_core.lab.demo import NODES, DemoResult, run_demo
-from terway_core.lab.describe import describe
-from terway_core.lab.paths import PathResult, endpoint, endpoints, measure
-from terway_core.lab.runtime import Runtime, all_pods, execute, find_pod
+from terway_core.cli.common import AsJson, console, print_json
 from terway_core.lab.state import DEFAULT_FOLDER, ENV_FOLDER, IpStack, Lab, LabError, Spec
+
+if TYPE_CHECKING:
+    from terway_core.lab.demo import DemoResult
+    from terway_core.lab.paths import PathResult
 
 __all__ = ["app"]
 
@@ -36,48 +30,50 @@ app.add_typer(node_app, name="node")
 app.add_typer(api_app, name="api")
 
 Folder = Annotated[Path, typer.Option("--dir", envvar=ENV_FOLDER, help="The folder of the lab's state.")]
-Drivers = Annotated[str, typer.Option(help="Modes that the nodes serve, by commas.")]
+Drivers = Annotated[str, typer.Option(help="Modes that the nodes serve, separated by commas.")]
 Stack = Annotated[IpStack, typer.Option(help="Families of the pods' addresses.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 NodeName = Annotated[str, typer.Argument(help="A node: node-1, node-2…")]
-PodNamespace = Annotated[str, typer.Option("--namespace", help="The pod's Kubernetes namespace.")]
 PodName = Annotated[str, typer.Argument(help="The pod's name.")]
+PodNamespace = Annotated[str, typer.Option("--namespace", help="The pod's Kubernetes namespace.")]
 Command = Annotated[list[str], typer.Argument(help="The command and its arguments, after --.")]
-
-_PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 @app.command("up")
 def lab_up(
     folder: Folder = DEFAULT_FOLDER,
-    nodes: Annotated[int, typer.Option(help="How many nodes.")] = NODES,
+    nodes: Annotated[int, typer.Option(help="How many nodes.")] = 2,
     drivers: Drivers = "vpc",
     ip_stack: Stack = "ipv4",
 ) -> None:
     """Build a lab: the region, its network, and nodes with a daemon each."""
+    from terway_core.lab.build import up
+
     lab = Lab(folder)
     with _progress() as show:
-        up(lab, _spec(nodes, drivers, ip_stack), lambda done, total, step: show(done / total, step))
+        up(lab, _spec(nodes, drivers, ip_stack), show)
     for node in lab.nodes:
-        typer.echo(f"{node.name}  ip netns exec {node.netns.name} …  log {node.log}")
+        typer.echo(f"{node.name} is ready: netns {node.netns.name}, log {node.log}")
 
 
 @app.command("down")
 def lab_down(folder: Folder = DEFAULT_FOLDER) -> None:
     """Take the lab down: its processes, namespaces and files, whatever is left of them."""
-    typer.echo("The lab is down." if down(Lab(folder)) else f"No lab was up in {folder}.")
+    from terway_core.lab.build import down
+
+    typer.echo("the lab is down" if down(Lab(folder)) else f"no lab was up in {folder}")
 
 
 @app.command("status")
 def lab_status(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """Show how each process is doing. Exit code 1: one of them does not serve."""
+    from terway_core.lab.build import status
+
     found = status(Lab(folder))
     if as_json:
-        _print_json([asdict(health) for health in found])
+        print_json([{**asdict(health), "log": str(health.log)} for health in found])
     else:
-        _print_table(
-            ("name", "state", "pid", "log"), [(one.name, one.state, one.pid or "-", one.log) for one in found]
-        )
+        rows = [(health.name, health.state, health.pid or "-", health.log) for health in found]
+        _print_table(("name", "state", "pid", "log"), rows)
     if any(health.state != "ready" for health in found):
         raise typer.Exit(1)
 
@@ -85,14 +81,17 @@ def lab_status(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None
 @app.command("env")
 def lab_env(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """Show namespaces, sockets, folders, endpoints and credentials, for tools of your own."""
+    from terway_core.lab.describe import describe
+
     found = describe(Lab(folder))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    for part in (found["region"], found["internet"], *found["nodes"]):
-        for name, value in part.items():
-            typer.echo(f"{name:18} {' '.join(value) if isinstance(value, list) else value}")
-        typer.echo()
+    parts = {"region": found["region"], "internet": found["internet"]}
+    parts |= {node["name"]: node for node in found["nodes"]}
+    for part, values in parts.items():
+        for name, value in values.items():
+            typer.echo(f"{part:10} {name:18} {' '.join(value) if isinstance(value, list) else value}")
 
 
 @app.command("ping")
@@ -103,17 +102,18 @@ def lab_ping(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.1)] = 3.0,
     as_json: AsJson = False,
 ) -> None:
-    """Send echoes from one to the other, by each address family both have. Exit code 1: one got no answer."""
+    """Send echoes from one to the other, in each family both have. Exit code 1: one got no answer."""
+    from terway_core.lab.paths import endpoint, measure
+
     lab = Lab(folder)
-    pair = endpoint(lab, source), endpoint(lab, target)
-    results = measure([pair], timeout=timeout)
+    results = measure([(endpoint(lab, source), endpoint(lab, target))], timeout=timeout)
     if not results:
         raise LabError(f"{source} and {target} have no address family in common")
     if as_json:
-        _print_json([_as_json(result) for result in results])
+        print_json([_as_json(result) for result in results])
     else:
         for result in results:
-            typer.echo(f"{source} → {target} {result.address}: {_cell(result)}")
+            typer.echo(f"{source} → {target} {result.address}: {_time(result, ' ms')}")
     if any(result.milliseconds is None for result in results):
         raise typer.Exit(1)
 
@@ -129,11 +129,13 @@ def lab_demo(
 
     Exit code 1: a packet did not come back, or a node's kernel is not what its journal says.
     """
+    from terway_core.lab.demo import NODES, run_demo
+
     with _progress() as show:
         result = run_demo(Lab(folder), _spec(NODES, drivers, ip_stack), show)
     if as_json:
         paths = [_as_json(path) for path in result.paths]
-        _print_json({"ok": result.ok, "paths": paths, "drift": result.drift})
+        print_json({"ok": result.ok, "paths": paths, "drift": result.drift})
     else:
         _print_demo(result)
     if not result.ok:
@@ -145,19 +147,25 @@ def pod_add(
     node: NodeName, name: PodName, folder: Folder = DEFAULT_FOLDER, namespace: PodNamespace = "default"
 ) -> None:
     """Start a pod on a node."""
+    from terway_core.lab.paths import endpoints
+    from terway_core.lab.runtime import Runtime
+
     lab = Lab(folder)
+    runtime = Runtime(lab.node(node))
     if name in endpoints(lab):
         raise LabError(f"{name!r} is in the lab already; choose another name")
-    pod = Runtime(lab.node(node)).run_pod(name, namespace)
+    pod = runtime.run_pod(name, namespace)
     typer.echo(f"{name} on {node}: {' '.join(map(str, pod.addresses))}")
 
 
 @pod_app.command("list")
 def pod_list(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """List the pods of all nodes."""
+    from terway_core.lab.runtime import all_pods
+
     pods = all_pods(Lab(folder))
     if as_json:
-        _print_json([asdict(pod) for pod in pods])
+        print_json([asdict(pod) for pod in pods])
         return
     rows = [(p.name, p.namespace, p.node, " ".join(map(str, p.addresses)), Path(p.netns).name) for p in pods]
     _print_table(("name", "namespace", "node", "addresses", "netns"), rows)
@@ -166,30 +174,37 @@ def pod_list(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
 @pod_app.command("delete")
 def pod_delete(name: PodName, folder: Folder = DEFAULT_FOLDER) -> None:
     """Stop and remove a pod."""
+    from terway_core.lab.runtime import Runtime, find_pod
+
     lab = Lab(folder)
     pod = find_pod(lab, name)
     Runtime(lab.node(pod.node)).remove_pod(pod)
 
 
-@pod_app.command("exec", context_settings=_PASS_ON)
+@pod_app.command("exec")
 def pod_exec(name: PodName, command: Command, folder: Folder = DEFAULT_FOLDER) -> None:
     """Run a command in a pod's network namespace; its exit code is ours."""
+    from terway_core.lab.runtime import execute, find_pod
+
     raise typer.Exit(execute(Path(find_pod(Lab(folder), name).netns), command))
 
 
-@node_app.command("exec", context_settings=_PASS_ON)
+@node_app.command("exec")
 def node_exec(node: NodeName, command: Command, folder: Folder = DEFAULT_FOLDER) -> None:
     """Run a command in a node's network namespace; its exit code is ours."""
+    from terway_core.lab.runtime import execute
+
     raise typer.Exit(execute(Lab(folder).node(node).netns, command))
 
 
 @api_app.command("log")
 def api_log(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """List the API calls that the region served."""
-    lab = Lab(folder)
-    calls = served_calls(lab)
+    from terway_core.lab.build import served_calls
+
+    calls = served_calls(Lab(folder))
     if as_json:
-        _print_json(calls)
+        print_json(calls)
         return
     rows = [
         (
@@ -210,43 +225,46 @@ def _spec(nodes: int, drivers: str, ip_stack: IpStack) -> Spec:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[float, str], None]]:
-    """A bar on standard error. SIGTERM ends the work in it as Ctrl-C does, so that all is taken down."""
+    """A bar on standard error. Whatever ends the work below it does so as Ctrl-C: all is taken down."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
+        columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("", total=1.0)
             yield lambda share, step: bar.update(task, completed=share, description=step)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _print_demo(result: DemoResult) -> None:
-    """Two dimensions for two ends: sources down, targets across, round-trip times in milliseconds."""
+    """Sources down, targets across: two dimensions for the two ends of a path."""
     for version in sorted({path.address.version for path in result.paths}):
         paths = [path for path in result.paths if path.address.version == version]
-        cells = {(path.source.name, path.target.name): _cell(path, unit="") for path in paths}
-        sources, targets = (sorted(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-        table = Table("from / to", *targets, box=SIMPLE, title=f"IPv{version}, round trip in ms")
-        for source in sources:
-            table.add_row(source, *(Text(cells.get((source, target), "")) for target in targets))
-        _console().print(table)
-    for line in result.drift:
-        typer.echo(f"audit of {line}", err=True)
+        cells = {(path.source.name, path.target.name): _time(path) for path in paths}
+        sources = list(dict.fromkeys(source for source, _ in cells))
+        targets = [*sources, *dict.fromkeys(target for _, target in cells if target not in sources)]
+        rows = [(source, *(cells.get((source, target), "") for target in targets)) for source in sources]
+        _print_table((f"IPv{version}, ms", *targets), rows)
     broken = [path for path in result.paths if path.milliseconds is None]
     for path in broken:
-        typer.echo(f"no answer: {path.source.name} → {path.target.name} {path.address}", err=True)
-    verdict = f"{len(result.paths) - len(broken)} of {len(result.paths)} paths work"
-    audit = "audit found differences" if result.drift else "audit found no difference"
-    typer.echo(f"{verdict}; {audit}.")
+        typer.echo(f"no answer: {path.source.name} → {path.target.name} {path.address}")
+    for line in result.drift:
+        typer.echo(f"audit: {line}")
+    typer.echo(
+        f"{len(result.paths) - len(broken)} of {len(result.paths)} paths work, "
+        + ("audit found differences" if result.drift else "audit found no difference")
+    )
 
 
-def _cell(path: PathResult, unit: str = " ms") -> str:
-    return "no answer" if path.milliseconds is None else f"{path.milliseconds:.3f}{unit}"
+def _time(path: PathResult, unit: str = "") -> str:
+    return "none" if path.milliseconds is None else f"{path.milliseconds:.2f}{unit}"
 
 
 def _as_json(path: PathResult) -> dict[str, Any]:
@@ -258,18 +276,12 @@ def _as_json(path: PathResult) -> dict[str, Any]:
     }
 
 
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, default=str))
-
-
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*titles, box=SIMPLE)
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row))
-    _console().print(table)
-
-
-def _console() -> Console:
-    """As wide as the terminal; what reads a pipe gets whole lines."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+        table.add_row(*(Text(str(value)) for value in row))  # Text: a path may look like markup
+    console().print(table)

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from terway_core.lab import unix_http
+from terway_core.cli.client import ask
+from terway_core.errors import IOFailure
 from terway_core.lab.nodes import install, start_daemon
 from terway_core.lab.process import Process, spawn
 from terway_core.lab.state import Lab, LabError, NodeFiles, Spec, open_netns, recall, remember
@@ -26,8 +28,8 @@ START_LIMIT: Final = 60.0
 _SOCKET_PATH_MAX: Final = 107
 _LOG_LINES_SHOWN: Final = 15
 
-#: Told what is being done: steps done, steps in all, and the next one in words.
-Progress = Callable[[int, int, str], None]
+#: Told what is being done: the share that is done, from 0 to 1, and the next step in words.
+Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +46,7 @@ class Health:
     log: Path
 
 
-def up(lab: Lab, spec: Spec, progress: Progress = lambda done, total, step: None) -> None:
+def up(lab: Lab, spec: Spec, progress: Progress) -> None:
     """Build the lab, clearing away first whatever a crash left of an earlier one.
 
     :raises LabError: it is up already, this machine cannot hold it, or a part of it did not start. Nothing is
@@ -78,8 +80,8 @@ def status(lab: Lab) -> list[Health]:
     :raises LabError: there is no lab.
     """
     return [
-        _health("region", lab.region_dir, lab.region_log, lab.region_socket, "/lab/behaviour"),
-        *(_health(node.name, node.folder, node.log, node.socket, "/readyz") for node in lab.nodes),
+        _health("region", lab.region_dir, lab.region_log, partial(_region_serves, lab)),
+        *(_health(node.name, node.folder, node.log, partial(_daemon_serves, node)) for node in lab.nodes),
     ]
 
 
@@ -89,9 +91,9 @@ def served_calls(lab: Lab) -> list[dict[str, Any]]:
     :raises LabError: no region answers.
     """
     try:
-        return list(unix_http.get(lab.region_socket, "/lab/calls")[1]["calls"])
-    except OSError as error:
-        raise LabError(f"no region answers in {lab.folder} ({error}); see: terway lab status") from error
+        return list(ask(lab.region_socket, "GET", "/lab/calls")["calls"])
+    except IOFailure as error:
+        raise LabError(f"no region answers in {lab.folder}; see: terway lab status") from error
 
 
 def _is_whole(lab: Lab) -> bool:
@@ -102,29 +104,22 @@ def _is_whole(lab: Lab) -> bool:
 
 
 def _build(lab: Lab, spec: Spec, progress: Progress) -> None:
-    total = 2 + 2 * spec.nodes
-    progress(0, total, "making namespaces")
+    progress(0.0, "making namespaces")
     for path in (lab.netns("switch"), lab.netns("internet"), *(node.netns for node in lab.nodes)):
         create_netns(path.name)
-    progress(1, total, "starting the region")
-    _await(_start_region(lab), "region", lab.region_log, lab.region_socket, "/lab/behaviour")
-    done = 2
+    progress(0.1, "starting the region")
+    _await(_start_region(lab), "the region", lab.region_log, partial(_region_serves, lab))
 
-    def prepare(number: int, node: NodeFiles) -> Process:
+    def start(number: int, node: NodeFiles) -> Process:
         install(node, number, spec)
         return start_daemon(node)
 
+    progress(0.3, "starting the nodes")
     with ThreadPoolExecutor() as pool:
-        progress(done, total, "starting the nodes")
-        started = [pool.submit(prepare, number, node) for number, node in enumerate(lab.nodes, 1)]
-        for node, process in zip(lab.nodes, started, strict=True):
-            process.result()
-            done += 1
-            progress(done, total, f"started {node.name}")
-        for node, process in zip(lab.nodes, started, strict=True):
-            _await(process.result(), node.name, node.log, node.socket, "/readyz")
-            done += 1
-            progress(done, total, f"{node.name} is ready")
+        daemons = list(pool.map(start, range(1, spec.nodes + 1), lab.nodes))
+    for number, (node, daemon) in enumerate(zip(lab.nodes, daemons, strict=True)):
+        progress(0.6 + 0.4 * number / spec.nodes, f"waiting for {node.name}")
+        _await(daemon, f"the daemon of {node.name}", node.log, partial(_daemon_serves, node))
 
 
 def _start_region(lab: Lab) -> Process:
@@ -136,30 +131,37 @@ def _start_region(lab: Lab) -> Process:
     return process
 
 
-def _await(process: Process, name: str, log: Path, socket: Path, resource: str) -> None:
+def _await(process: Process, name: str, log: Path, serves: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_LIMIT
     while time.monotonic() < deadline and process.alive:
-        if _answers(socket, resource):
+        if serves():
             return
         time.sleep(0.02)
-    problem = f"was not ready after {START_LIMIT:.0f} s" if process.alive else "ended at once"
+    problem = f"does not serve after {START_LIMIT:.0f} s" if process.alive else "ended"
     lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
-    raise LabError(f"the process of {name} {problem}; its last words are below", details="\n".join(lines))
+    raise LabError(f"{name} {problem}; the end of its log is below", details="\n".join(lines))
 
 
-def _answers(socket: Path, resource: str) -> bool:
+def _region_serves(lab: Lab) -> bool:
     try:
-        return unix_http.get(socket, resource)[0] == 200
-    except OSError:
+        return bool(ask(lab.region_socket, "GET", "/lab/behaviour"))
+    except IOFailure:
         return False
 
 
-def _health(name: str, folder: Path, log: Path, socket: Path, resource: str) -> Health:
+def _daemon_serves(node: NodeFiles) -> bool:
+    try:
+        return bool(ask(node.socket, "GET", "/readyz")["ready"])
+    except IOFailure:
+        return False
+
+
+def _health(name: str, folder: Path, log: Path, serves: Callable[[], bool]) -> Health:
     process = recall(folder)
+    pid = process.pid if process else 0
     if process is None or not process.alive:
-        return Health(name=name, pid=process.pid if process else 0, state="dead", log=log)
-    ready = _answers(socket, resource)
-    return Health(name=name, pid=process.pid, state="ready" if ready else "not ready", log=log)
+        return Health(name=name, pid=pid, state="dead", log=log)
+    return Health(name=name, pid=pid, state="ready" if serves() else "not ready", log=log)
 
 
 def _check(lab: Lab, spec: Spec) -> None:

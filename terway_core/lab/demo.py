@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from terway_core.lab.build import down, up
+from terway_core.lab.build import Progress, down, up
 from terway_core.lab.nodes import terway
 from terway_core.lab.paths import INTERNET, Endpoint, PathResult, endpoints, measure
 from terway_core.lab.runtime import Runtime
@@ -17,9 +18,6 @@ NODES: Final = 2
 PODS_PER_NODE: Final = 3
 #: Seconds after which a path counts as broken.
 PATH_LIMIT: Final = 3.0
-
-#: Told what is being done: a share between 0 and 1, and the step in words.
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,35 +41,37 @@ def run_demo(lab: Lab, spec: Spec, progress: Progress) -> DemoResult:
 
     :raises TerwayError: the lab or a pod could not be started.
     """
-    up(lab, spec, lambda done, total, step: progress(0.5 * done / total, step))
+    up(lab, spec, lambda share, step: progress(0.5 * share, step))
     try:
-        progress(0.5, "starting pods")
-        pods = [
-            (node, f"pod-{3 * number + one}") for number, node in enumerate(lab.nodes) for one in (1, 2, 3)
-        ]
-        with ThreadPoolExecutor() as pool:
-            sandboxes = list(pool.map(lambda pod: Runtime(pod[0]).run_pod(pod[1]), pods))
-        pairs = list(_pairs(endpoints(lab)))
-        progress(0.6, "sending packets")
-        paths: list[PathResult] = []
-
-        def seen(result: PathResult) -> None:
-            paths.append(result)
-            progress(
-                min(0.6 + 0.3 * len(paths) / len(pairs), 0.9), f"{result.source.name} → {result.target.name}"
-            )
-
-        results = measure(pairs, timeout=PATH_LIMIT, progress=seen)
-        progress(0.9, "comparing journal and kernel")
-        drift = _audit(lab.nodes)
-        progress(0.95, "deleting pods")
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda sandbox: Runtime(lab.node(sandbox.node)).remove_pod(sandbox), sandboxes))
-        drift += _audit(lab.nodes)
-        progress(1.0, "taking the lab down")
-        return DemoResult(paths=tuple(results), drift=drift)
+        return _demonstrate(lab, progress)
     finally:
+        progress(1.0, "taking the lab down")
         down(lab)
+
+
+def _demonstrate(lab: Lab, progress: Progress) -> DemoResult:
+    progress(0.5, "starting pods")
+    places = [(node, f"pod-{name}") for name, node in enumerate(PODS_PER_NODE * lab.nodes, 1)]
+    with ThreadPoolExecutor() as pool:
+        sandboxes = list(pool.map(lambda place: Runtime(place[0]).run_pod(place[1]), places))
+
+    pairs = list(_pairs(endpoints(lab)))
+    seen = itertools.count(1)
+    paths = measure(
+        pairs,
+        timeout=PATH_LIMIT,
+        progress=lambda path: progress(
+            0.6 + 0.3 * next(seen) / len(pairs), f"{path.source.name} → {path.target.name}"
+        ),
+    )
+    progress(0.9, "comparing journal and kernel")
+    drift = _audit(lab.nodes)
+
+    progress(0.95, "deleting pods")
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda sandbox: Runtime(lab.node(sandbox.node)).remove_pod(sandbox), sandboxes))
+    drift += _audit(lab.nodes)
+    return DemoResult(paths=tuple(paths), drift=drift)
 
 
 def _pairs(known: dict[str, Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:

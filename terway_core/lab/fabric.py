@@ -157,6 +157,9 @@ def primary_eni(instance: Instance, vswitch: VSwitch) -> Wiring:
             Rule(priority=_OTHER_SOURCE, iif=port, blackhole=True, family=6),
         ]
         node += [
+            # As on a machine that has been up for a while: until its link-local address is no longer
+            # tentative, for a second or two, a node solicits no neighbour for the pods it forwards for.
+            Sysctl(key="ipv6/conf/eth0/accept_dad", value="0"),
             Address(dev="eth0", address=ip_interface(instance.ipv6)),
             Route(dst=_DEFAULT[6], dev="eth0", via=gateway),
         ]

@@ -16,9 +16,14 @@ from terway_core.lab.state import LabError, NodeFiles, Spec, open_netns, remembe
 
 
 def _vpc_options(number: int, spec: Spec) -> dict[str, Any]:
-    cidrs = {4: str(fabric.pod_cidr(number)), 6: str(fabric.pod_ipv6_cidr(number))}
     versions = {"ipv4": (4,), "ipv6": (6,), "dual": (4, 6)}[spec.ip_stack]
-    return {"pod_cidrs": [cidrs[version] for version in versions], "route_controller": True}
+    own = {4: fabric.pod_cidr(number), 6: fabric.pod_ipv6_cidr(number)}
+    cluster = {4: fabric.POD_CIDR, 6: fabric.POD_IPV6_CIDR}
+    return {
+        "pod_cidrs": [str(own[version]) for version in versions],
+        "cluster_cidrs": [str(cluster[version]) for version in versions],
+        "route_controller": True,
+    }
 
 
 #: What a mode needs in its section of the configuration on the node with the given number.
@@ -54,7 +59,7 @@ def install(node: NodeFiles, number: int, spec: Spec) -> None:
     for folder in (node.folder, node.state_dir, node.run_dir, node.cni_bin_dir, node.cni_conf_dir, node.pods):
         folder.mkdir(parents=True, exist_ok=True)
     node.config.write_text(yaml.safe_dump(configuration(node, number, spec), sort_keys=False))
-    done = terway(node, "cni", "install")
+    done = terway(node, "cni", "install", "--no-conflist")  # the daemon does that once it can serve
     if done.returncode:
         raise LabError(f"terway cni install failed on {node.name}", details=done.stdout + done.stderr)
 

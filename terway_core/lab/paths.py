@@ -17,7 +17,7 @@ from terway_core.types import IPAddress
 
 INTERNET = "internet"
 #: Echo requests under way at the same time; more would measure the interpreter's lock.
-_AT_ONCE = 8
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,8 +39,10 @@ class Switch:
         vswitch = self._region.add_vswitch(
             vpc, fabric.VSWITCH_CIDR, fabric.ZONE_ID, fabric.VSWITCH_IPV6_CIDR if dual else None
         )
+        backbone = fabric.backbone(vswitch)
+        self._engine.ensure(backbone.node)
         with Namespace.open(lab.netns("internet")) as internet:
-            self._engine.apply(fabric.backbone(vswitch), internet, "lab")
+            self._engine.apply(backbone, internet, "lab")
         for node in lab.nodes:
             instance = self._region.add_instance(node.name, instance_type=INSTANCE_TYPE, vswitch=vswitch)
             with Namespace.open(node.netns) as namespace:
