@@ -332,6 +332,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
         b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\nOops",
         b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}",
+        b'HTTP/1.1 400 Bad Request\r\nContent-Length: 8\r\n\r\n{"x": 1}',
         b"220 mail.example ESMTP\r\n\r\n",
     ],
 )
@@ -504,10 +505,9 @@ before = set(sys.modules)
 {setup}
 with open({path!r}, encoding="utf-8") as file:
     source = file.read()
-try:
-    exec(compile(source, {path!r}, "exec"), {{"__name__": "__main__"}})
-except SystemExit as exit:
-    print("", exit.code, *sorted(set(sys.modules) - before), sep="\\n", file=sys.stderr)
+scope = {{"__name__": "plugin"}}
+exec(compile(source, {path!r}, "exec"), scope)
+print(scope["main"](), *sorted(set(sys.modules) - before), sep="\\n", file=sys.stderr)
 """
 
 
@@ -516,7 +516,7 @@ def loaded(environment, data: bytes, setup: str = "") -> tuple[str, set[str], by
     done = subprocess.run(
         [sys.executable, "-IS", "-c", code], env=environment, input=data, stdout=-1, stderr=-1
     )
-    _, status, *modules = done.stderr.decode().splitlines()
+    status, *modules = done.stderr.decode().splitlines()
     return status, set(modules), done.stdout
 
 

@@ -263,6 +263,13 @@ def test_unknown_command(command) -> None:
         parse_request(request_bytes(CNI_COMMAND=command))
 
 
+def test_no_variables_at_all() -> None:
+    body = encode({}, json.dumps(CONFIG).encode())
+    with pytest.raises(InvalidEnvironment, match="CNI_COMMAND is ''"):
+        parse_request(body)
+    assert asked_version(body) == CONFIG["cniVersion"]
+
+
 @pytest.mark.parametrize(
     "data",
     [
