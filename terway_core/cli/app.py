@@ -41,12 +41,18 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
     return app
 
 
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"terway {__version__}")
         raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before every command; the option's callback has done all there is to do."""
 
 
 def daemon(config: ConfigFile = None) -> None:
