@@ -9,6 +9,7 @@ either, so its HTTP engine is given an empty environment; the process's own is n
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Final
@@ -82,8 +83,11 @@ def send(
             retry_after=(error.retry_after or 0) / 1000,
         ) from error
     except TeaException as error:
-        # Refused connections, timeouts and bodies that are no JSON: the SDK keeps nothing but a text.
-        raise Failure(message=error.message or type(error).__name__) from error
+        # Refused connections, timeouts and bodies that are no JSON: the SDK keeps nothing but a text, in
+        # which urllib3 repeats all parameters of the call.
+        cause = getattr(error, "inner_exception", error)
+        text = str(getattr(cause, "message", cause))
+        raise Failure(message=re.sub(r"Max retries exceeded with url: \S+ ", "", text)) from error
     body = answer["body"]
     if not isinstance(body, dict):
         raise Failure(message="the answer is no JSON object")

@@ -35,13 +35,15 @@ The app answers OpenAPI calls on ``/``. Beside them, for the lab itself, ``GET /
 served and ``GET`` / ``PATCH /lab/behaviour`` shows and changes delays and limits. Run it without an access
 log (``AppRunner(app, access_log=None)``): the query of an RPC-signed call holds the STS token.
 
-A region belongs to the event loop that serves it: change it from there, or before serving starts.
+A region belongs to the event loop that serves it: change it from there, or before serving starts. Tests that
+have no loop serve it from a thread: ``with serving(build_app(region)) as endpoint: …``
 """
 
 from terway_core.lab.api.model import AccessKey, Instance, RouteEntry, RouteTable, Vpc, VSwitch
 from terway_core.lab.api.region import Region
 from terway_core.lab.api.server import CALLS, ServedCall, build_app
 from terway_core.lab.api.service import REAL_LIMITS, Behaviour, RouteListener
+from terway_core.lab.api.serving import serving
 
 __all__ = [
     "AccessKey",
@@ -57,4 +59,5 @@ __all__ = [
     "VSwitch",
     "Vpc",
     "build_app",
+    "serving",
 ]
