@@ -9,7 +9,15 @@ engine finds the interface indices.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_network,
+)
 from typing import Literal, TypeAlias
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
@@ -162,7 +170,8 @@ def describe(obj: WiringObject) -> str:
         case Route():
             via = f" via {obj.via}" if obj.via else ""
             table = "" if obj.table == MAIN_TABLE else f" table {obj.table}"
-            dst = "default" if obj.dst.prefixlen == 0 else str(obj.dst)
+            # Of ip's "default" one cannot tell the family.
+            dst = "default" if obj.dst == ip_network("0.0.0.0/0") else str(obj.dst)
             return f"route {dst}{via} dev {obj.dev}{table}"
         case Rule():
             selectors = "".join(
@@ -175,6 +184,8 @@ def describe(obj: WiringObject) -> str:
                 )
                 if value
             )
+            if obj.family == 6 and not (obj.src or obj.dst):
+                selectors = f" ipv6{selectors}"
             action = "blackhole" if obj.blackhole else f"lookup {obj.table}"
             return f"rule {obj.priority}:{selectors} {action}"
         case Neighbor():
