@@ -6,7 +6,6 @@ dead, the drivers' own records, and what carries our mark in the kernel without 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from terway_core.cni.protocol import Command, parse_request
 from terway_core.daemon.lifecycle import Lifecycle
 from terway_core.daemon.shared import SharedObjects
-from terway_core.errors import TerwayError
+from terway_core.errors import TerwayError, UndecodableInput
 from terway_core.registry import Drivers
 from terway_core.store import Record, Store
 from terway_core.types import Attachment, Node
@@ -93,26 +92,36 @@ class Collector:
     # -- steps --------------------------------------------------------------------------------------------
 
     def _replay_spool(self, report: Report, dry_run: bool) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            for path in sorted(self._spool.glob("*.del")):
-                if dry_run:
-                    report.released.append(f"spooled DEL {path.name}")
-                    continue
-                try:
-                    request = parse_request(path.read_bytes())
-                    if request.command is not Command.DEL or request.attachment is None:
-                        raise TerwayError(f"{path} holds no DEL but {request.command}")
-                    with self._lifecycle.turn_to_delete(request.attachment):
-                        self._lifecycle.delete(request)
-                    report.released.append(f"spooled DEL of {request.attachment.key}")
-                except TerwayError as error:
-                    report.problems.append(f"spooled DEL {path.name}: {error}")
-                    if error.cni_code in _MALFORMED:
-                        path.replace(
-                            path.with_suffix(".rejected")
-                        )  # it will never be better; keep it for people
-                    continue
+        for path in sorted(self._spool.glob("*.del")):
+            if dry_run:
+                report.released.append(f"spooled DEL {path.name}")
+                continue
+            try:
+                report.released.append(self._replay(path))
+            except TerwayError as error:
+                report.problems.append(f"spooled DEL {path.name}: {error}")
+                if error.cni_code in _MALFORMED:  # it will never be better; keep it for people
+                    path.replace(path.with_suffix(".rejected"))
+            else:
                 path.unlink(missing_ok=True)
+
+    def _replay(self, path: Path) -> str:
+        try:
+            request = parse_request(path.read_bytes())
+            spooled = int(path.name.partition("-")[0]) / 1e9
+        except (OSError, ValueError) as error:
+            raise UndecodableInput(f"{path} cannot be read as a DEL: {error}") from error
+        attachment = request.attachment
+        if request.command is not Command.DEL or attachment is None:
+            raise UndecodableInput(f"{path} holds no DEL but {request.command}")
+        # Not turn_to_delete: an ADD that works now is younger than this DEL. Some runtimes (podman) use a
+        # container id again.
+        with self._lifecycle.turn(attachment):
+            record = self._store.get(attachment.key)
+            if record and record.created > spooled:
+                return f"spooled DEL of {attachment.key}, which has been added again since"
+            self._lifecycle.delete(request)
+        return f"spooled DEL of {attachment.key}"
 
     def _take_down_dead(self, report: Report, dry_run: bool) -> None:
         host_links: set[str] | None = None

@@ -20,6 +20,7 @@ from terway_core.daemon.queue import Cancellation, SandboxLocks
 from terway_core.daemon.shared import SharedObjects
 from terway_core.errors import (
     Drifted,
+    InvalidEnvironment,
     IOFailure,
     RetryLater,
     TerwayError,
@@ -63,6 +64,8 @@ class Lifecycle:
         self._node = node
         self._unavailable = unavailable
         self._clock = clock
+        with Namespace.current() as host:
+            self._host_inode = host.inode
         self._locks = SandboxLocks()
         self._adding_guard = threading.Lock()
         self._adding: defaultdict[AttachmentKey, list[Cancellation]] = defaultdict(list)
@@ -109,6 +112,10 @@ class Lifecycle:
         cancellation.check()
         attachment = _attachment(request)
         with Namespace.open(attachment.netns) as pod:
+            if pod.inode == self._host_inode:
+                raise InvalidEnvironment(
+                    f"CNI_NETNS {attachment.netns} is the host's own network namespace, which no pod may have"
+                )
             record = self._store.get(attachment.key)
             if record and record.state is State.READY and record.netns_inode == pod.inode:
                 log.info("add repeated", extra={"attachment": str(attachment.key)})
