@@ -10,12 +10,12 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from terway_core.errors import InvalidConfig
 
@@ -23,6 +23,9 @@ DEFAULT_PATH = Path("/etc/terway/config.yaml")
 ENV_PREFIX = "TERWAY_"
 #: The variable that names the file itself; it is no field.
 ENV_CONFIG = "TERWAY_CONFIG"
+
+#: Of a union pydantic would report one error for each family, under names that mean nothing to the reader.
+Cidr: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(lambda value: ip_network(str(value)))]
 
 
 class CloudConfig(BaseModel):
@@ -51,12 +54,10 @@ class Config(BaseModel):
         default_factory=dict, description="One section for each driver, keyed by mode."
     )
     node_name: str = Field(default_factory=socket.gethostname, description="Name of this node.")
-    vpc_cidrs: tuple[IPv4Network | IPv6Network, ...] | None = Field(
+    vpc_cidrs: tuple[Cidr, ...] | None = Field(
         None, description="What the VPC reaches without NAT. Absent: asked of the instance metadata."
     )
-    service_cidrs: tuple[IPv4Network | IPv6Network, ...] = Field(
-        (), description="Where cluster IPs are from."
-    )
+    service_cidrs: tuple[Cidr, ...] = Field((), description="Where cluster IPs are from.")
     mtu: Annotated[int, Field(ge=1280, le=65535)] = Field(1500, description="MTU of pod links.")
     state_dir: Path = Field(Path("/var/lib/terway"), description="Journal and spool; must survive a reboot.")
     run_dir: Path = Field(Path("/run/terway"), description="Socket and lock of the daemon.")
@@ -107,16 +108,23 @@ def load_config(path: Path | None = None, env: Mapping[str, str] | None = None) 
     if path is None and env.get(ENV_CONFIG):
         path = Path(env[ENV_CONFIG])
     data = _read(path or DEFAULT_PATH, required=path is not None)
-    for name in Config.model_fields:
-        if (text := env.get(ENV_PREFIX + name.upper())) is not None:
-            data[name] = _parse_yaml(text, f"environment variable {ENV_PREFIX}{name.upper()}")
+    overridden: dict[str, str] = {}  # field → the variable that sets it
+    for name, field in Config.model_fields.items():
+        variable = ENV_PREFIX + name.upper()
+        if (text := env.get(variable)) is not None:
+            # A node may be called 1234 or "no", which YAML takes for something else.
+            data[name] = text if field.annotation is str else _parse_yaml(text, f"${variable}")
+            overridden[name] = variable
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()
-        )
-        raise InvalidConfig(f"settings in {path or DEFAULT_PATH} (and {ENV_PREFIX}*): {problems}") from error
+        problems = []
+        for item in error.errors():
+            variable = overridden.get(str(item["loc"][0]), "")
+            problems.append(
+                ".".join(map(str, item["loc"])) + (f" (${variable})" if variable else "") + f": {item['msg']}"
+            )
+        raise InvalidConfig(f"settings in {path or DEFAULT_PATH}: {'; '.join(problems)}") from error
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:

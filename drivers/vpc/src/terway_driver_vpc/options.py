@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from terway_core.config import Cidr
 from terway_core.errors import InvalidConfig
 
 
@@ -16,12 +17,12 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pod_cidrs: tuple[IPv4Network | IPv6Network, ...] = Field(
+    pod_cidrs: tuple[Cidr, ...] = Field(
         min_length=1,
         max_length=2,
         description="This node's share of the pod range: IPv4, IPv6, or one of each.",
     )
-    cluster_cidrs: tuple[IPv4Network | IPv6Network, ...] = Field(
+    cluster_cidrs: tuple[Cidr, ...] = Field(
         min_length=1, description="The pod range of the whole cluster; reached without NAT."
     )
     masquerade: bool = Field(
