@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from terway_core.cli.common import AsJson, ConfigFile, console, print_json
 from terway_core.config import Config, load_config
 from terway_core.errors import TerwayError, UnknownDriver
 from terway_core.registry import DriverInfo, Drivers
@@ -21,9 +19,6 @@ from terway_core.types import Node, Problem
 __all__ = ["DriverStatus", "app", "survey"]
 
 app = typer.Typer(no_args_is_help=True, help="Installed network drivers, and what each of them needs.")
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,10 +74,10 @@ def list_drivers(config: ConfigFile = None, as_json: AsJson = False) -> None:
     drivers = Drivers.installed()
     found = survey(drivers, load_config(config))
     if as_json:
-        typer.echo(json.dumps([_as_json(driver) for driver in found], indent=2))
+        print_json([_as_json(driver) for driver in found])
     else:
         rows = [(d.info.mode, d.info.distribution, d.info.version, str(d), d.info.summary) for d in found]
-        _print_table(("mode", "distribution", "version", "status", "summary"), rows)
+        _print_table(("MODE", "DISTRIBUTION", "VERSION", "STATUS", "SUMMARY"), rows)
     for wrapper in drivers.wrappers:
         if wrapper.problem:
             typer.echo(f"plugin {wrapper.mode} of {wrapper.origin} is broken: {wrapper.problem}", err=True)
@@ -103,7 +98,7 @@ def show_driver(
     if not found:
         raise UnknownDriver(mode)
     if as_json:
-        typer.echo(json.dumps(_as_json(found[0]), indent=2))
+        print_json(_as_json(found[0]))
         return
     for driver in found:  # more than one: packages that offer the same mode
         _print_driver(driver)
@@ -142,13 +137,13 @@ def _as_json(driver: DriverStatus) -> dict[str, object]:
 
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table for a person at a terminal, else aligned columns on whole lines, for grep and awk."""
-    console = Console()
-    if console.is_terminal:
-        table = Table(*titles)
+    terminal = console()
+    if terminal.is_terminal:
+        table = Table(*titles, box=None, pad_edge=False)
         for row in rows:
             table.add_row(*map(Text, row))  # Text: a message may hold what looks like markup
-        console.print(table)
+        terminal.print(table)
         return
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for line in ([title.upper() for title in titles], *rows):
+    for line in (titles, *rows):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
