@@ -43,7 +43,7 @@ class DriverInfo:
     :param distribution: name of the package that offers it; ``""`` when it was registered by hand.
     :param summary: the package's one-line description.
     :param hooks: names of the hooks it implements.
-    :param requirements: the package's requirements, as it states them.
+    :param requirements: the package's requirements, without those of its extras.
     :param problem: why it cannot be used; ``""`` when it can.
     """
 
@@ -244,7 +244,7 @@ def _load(point: metadata.EntryPoint) -> tuple[object, DriverInfo]:
                 distribution=point.dist.name,
                 version=point.dist.version,
                 summary=str(point.dist.metadata.json.get("summary", "")),
-                requirements=tuple(point.dist.requires or ()),
+                requirements=tuple(r for r in point.dist.requires or () if "extra ==" not in r),
             )
         return point.load(), about
     except KeyboardInterrupt:

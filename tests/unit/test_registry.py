@@ -59,7 +59,7 @@ def install(tmp_path, monkeypatch):
         info.mkdir()
         info.joinpath("METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: About {name}\n"
-            "Requires-Dist: terway-core>=0.1\n"
+            "Requires-Dist: terway-core>=0.1\nRequires-Dist: pytest; extra == 'dev'\n"
         )
         info.joinpath("entry_points.txt").write_text(points)
         tmp_path.joinpath(f"{name.replace('-', '_')}.py").write_text(source)
