@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 Product: TypeAlias = Literal["ecs", "vpc"]
 
-#: The longest silence of the service within one try (seconds).
+#: The longest silence of the service within one try, and what every try is given at least (seconds).
 READ_TIMEOUT: Final = 10.0
+LEAST_READ_TIMEOUT: Final = 1.0
 #: The first and the longest wait between two tries (seconds).
 FIRST_BACKOFF: Final = 0.5
 LAST_BACKOFF: Final = 8.0
@@ -91,8 +92,9 @@ class Cloud:
         while True:
             credentials = self._credentials.get()
             left = deadline - self.monotonic()
+            read_timeout = max(LEAST_READ_TIMEOUT, min(READ_TIMEOUT, left))
             try:
-                return self._send(product, action, query, credentials, min(READ_TIMEOUT, left))
+                return self._send(product, action, query, credentials, read_timeout)
             except Failure as failure:
                 error = to_error(
                     failure,

@@ -21,12 +21,13 @@ from alibabacloud_tea_openapi.utils_models import Config, OpenApiRequest, Params
 from darabonba.runtime import RuntimeOptions
 from Tea.exceptions import TeaException
 
+from terway_core import __version__
 from terway_core.cloud.credentials import Credentials
 from terway_core.cloud.failures import Failure
 
 VERSIONS: Final = {"ecs": "2014-05-26", "vpc": "2016-04-28"}
 CONNECT_TIMEOUT_MS: Final = 3000
-USER_AGENT: Final = "terway"
+USER_AGENT: Final = f"terway/{__version__}"
 
 darabonba.core.os = SimpleNamespace(environ={}, getenv=lambda name, default=None: default)
 for _name in ("darabonba-core", "alibabacloud-tea", "credentials"):
@@ -68,9 +69,7 @@ def send(
         req_body_type="formData",
         body_type="json",
     )
-    runtime = RuntimeOptions(
-        connect_timeout=CONNECT_TIMEOUT_MS, read_timeout=max(1, round(read_timeout * 1000))
-    )
+    runtime = RuntimeOptions(connect_timeout=CONNECT_TIMEOUT_MS, read_timeout=round(read_timeout * 1000))
     try:
         answer = client.call_api(params, OpenApiRequest(query=dict(query)), runtime)
     except AlibabaCloudException as error:

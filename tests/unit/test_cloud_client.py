@@ -11,13 +11,14 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from terway_core.cloud import Cloud
-from terway_core.cloud.client import READ_TIMEOUT, flatten
+from terway_core.cloud.client import LEAST_READ_TIMEOUT, READ_TIMEOUT, flatten
 from terway_core.config import CloudConfig
 from terway_core.errors import CloudError, RetryLater
 from terway_core.lab.api import CALLS, Behaviour, Region, build_app, serving
@@ -266,7 +267,8 @@ def test_a_silent_service_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sdk, "send", silent)
     make_cloud("127.0.0.1:1").call("vpc", "DescribeVpcs", {}, timeout=4)
     make_cloud("127.0.0.1:1").call("vpc", "DescribeVpcs", {}, timeout=40)
-    assert seen == [4, READ_TIMEOUT]
+    make_cloud("127.0.0.1:1").call("vpc", "DescribeVpcs", {}, timeout=0)
+    assert seen == [4, READ_TIMEOUT, LEAST_READ_TIMEOUT]
 
 
 def test_throttled_by_the_region_until_the_next_minute() -> None:
@@ -315,6 +317,25 @@ def test_region_comes_from_the_instance() -> None:
         cloud = Cloud(config, env={})
         assert cloud.region_id == "cn-shenzhen"
         assert cloud.call("vpc", "DescribeVpcs", {})["TotalCount"] == 1  # by the instance's RAM role
+
+
+def test_a_rotated_key_is_used_from_the_next_call_on(tmp_path: Path) -> None:
+    region = Region.create()
+    file = tmp_path / "credentials"
+    app = build_app(region)
+    with serving(app) as endpoint:
+        config = CloudConfig(
+            region_id="cn-hangzhou", vpc_endpoint=endpoint, protocol="http", credentials_file=file
+        )
+        cloud = Cloud(config, env={})
+        keys = [region.add_access_key(), region.add_sts_credentials(600)]
+        for key in keys:
+            file.write_text(
+                f"[default]\naccess_key_id = {key.access_key_id}\n"
+                f"access_key_secret = {key.access_key_secret}\nsecurity_token = {key.security_token}\n"
+            )
+            cloud.call("vpc", "DescribeVpcs", {})
+    assert [call.access_key_id for call in app[CALLS]] == [key.access_key_id for key in keys]
 
 
 def test_no_secret_in_logs_and_no_proxy_even_if_the_environment_asks(
@@ -384,12 +405,14 @@ def test_importing_and_making_a_cloud_does_not_import_the_sdk() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_environment_of_the_process_is_left_alone() -> None:
+def test_the_sdk_is_kept_from_logging_and_the_environment_is_left_alone() -> None:
     script = textwrap.dedent("""
-        import os
+        import logging, os
         before = dict(os.environ)
         from terway_core.cloud import sdk
         assert dict(os.environ) == before and os.getenv("DEBUG") == "sdk"
+        for name in ("darabonba-core", "alibabacloud-tea", "credentials"):
+            assert not logging.getLogger(name).handlers, name
     """)
     env = {**os.environ, "DEBUG": "sdk", "HTTP_PROXY": "http://127.0.0.1:9"}
     subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=60)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -164,8 +165,93 @@ def test_a_cidr_that_leads_elsewhere(lab: Lab, destination: object, where: str) 
     assert lab.custom() == {str(PODS): lab.other.instance_id}
 
 
-def test_somebody_is_faster(lab: Lab) -> None:
-    """Between our look and our create, another controller makes the entry; it is as good as ours."""
+@pytest.fixture
+def meddler(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Meddler:
+    meddler = Meddler(lab.cloud.call)
+    monkeypatch.setattr(lab.cloud, "call", meddler)
+    return meddler
+
+
+class Meddler:
+    """Another controller, which acts just before and just after our first CreateRouteEntry."""
+
+    def __init__(self, call: Callable[..., dict[str, Any]]) -> None:
+        self.call = call
+        self.before: Callable[[], object] = lambda: None
+        self.after: Callable[[], object] = lambda: None
+
+    def __call__(self, product: str, action: str, params: dict[str, Any], **options: Any) -> dict[str, Any]:
+        if action != "CreateRouteEntry":
+            return self.call(product, action, params, **options)
+        before, self.before = self.before, lambda: None
+        after, self.after = self.after, lambda: None
+        before()
+        try:
+            return self.call(product, action, params, **options)
+        finally:
+            after()
+
+    def create(self, lab: Lab, node: Instance) -> str:
+        params = {"RouteTableId": lab.table, "DestinationCidrBlock": str(PODS), "NextHopId": node.instance_id}
+        return str(self.call("vpc", "CreateRouteEntry", params)["RouteEntryId"])
+
+
+def test_somebody_made_our_entry_first(lab: Lab, meddler: Meddler) -> None:
+    meddler.before = lambda: meddler.create(lab, lab.node)
+    entry = create_route_entry(lab.cloud, lab.table, PODS, lab.node.instance_id)
+    assert entry.leads_to(lab.node.instance_id)
+    assert ("CreateRouteEntry", "InvalidCIDRBlock.Duplicate") in lab.actions()
+
+
+def test_somebody_took_our_cidr_first(lab: Lab, meddler: Meddler) -> None:
+    meddler.before = lambda: meddler.create(lab, lab.other)
+    with pytest.raises(CloudError, match=lab.other.instance_id):
+        create_route_entry(lab.cloud, lab.table, PODS, lab.node.instance_id)
+
+
+def test_somebody_took_our_cidr_first_and_gives_it_back(lab: Lab, meddler: Meddler) -> None:
+    def give_back() -> None:
+        lab.behaviour.route_delay = 0.02
+        (entry_id,) = (one.entry_id for one in lab.region.route_entries.values() if one.type == "Custom")
+        meddler.call("vpc", "DeleteRouteEntry", {"RouteEntryId": entry_id})
+
+    meddler.before = lambda: meddler.create(lab, lab.other)
+    meddler.after = give_back
+    create_route_entry(lab.cloud, lab.table, PODS, lab.node.instance_id, timeout=LONG)
+    assert lab.custom() == {str(PODS): lab.node.instance_id}
+
+
+def test_destinations_in_other_spellings_and_of_other_kinds(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that keeps what it was given and compares text."""
+    stored = ["2408:4000:0:00AA:0:0:0:0/64", "pl-bp1abc", "172.16.0.0/24"]
+
+    def call(_product: str, _action: str, params: dict[str, Any]) -> dict[str, Any]:
+        entries = [
+            {
+                "RouteEntryId": f"rte-{number}",
+                "RouteTableId": lab.table,
+                "DestinationCidrBlock": text,
+                "Type": "Custom",
+                "Status": "Available",
+                "NextHops": {"NextHop": [{"NextHopType": "Instance", "NextHopId": "i-1"}]},
+            }
+            for number, text in enumerate(stored)
+            if params.get("DestinationCidrBlock", text) == text
+        ]
+        return {"RouteEntrys": {"RouteEntry": entries}}
+
+    monkeypatch.setattr(lab.cloud, "call", call)
+    found = [list_route_entries(lab.cloud, lab.table, destination=one) for one in (PODS6, PODS, None)]
+    assert [[entry.entry_id for entry in entries] for entries in found] == [
+        ["rte-0"],
+        ["rte-2"],
+        ["rte-0", "rte-2"],
+    ]
+
+
+def test_many_controllers_of_one_node(lab: Lab) -> None:
     lab.behaviour.route_delay = 0.02
 
     def make(_: int) -> RouteEntry:

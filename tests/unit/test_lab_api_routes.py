@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Lab:
         #: Clear it to hold the fabric back.
         self.fabric_works = threading.Event()
         self.fabric_works.set()
+        self.fabric_fails = False
         self.behaviour = behaviour or Behaviour()
         self.app = build_app(
             region, behaviour=self.behaviour, on_route_added=self.added, on_route_removed=self.removed
@@ -51,6 +53,8 @@ class Lab:
 
     async def _tell(self, what: str, cidr: object, instance_id: str) -> None:
         self.told.append((what, str(cidr), instance_id))
+        if self.fabric_fails:
+            raise RuntimeError("no such link")
         while not self.fabric_works.is_set():
             await asyncio.sleep(0.005)
 
@@ -235,6 +239,26 @@ def test_pending_until_the_fabric_carries_it(lab: Lab) -> None:
     lab.fabric_works.set()
     wait_for(lambda: not lab.entries(RouteEntryId=entry_id))
     lab.create()
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01])
+def test_a_fabric_that_fails_leaves_the_table_as_it_was(
+    lab: Lab, delay: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = lab.create()["RouteEntryId"]
+    lab.behaviour.route_delay = delay
+    lab.fabric_fails = True
+    for failing in (
+        lambda: lab.create("172.16.1.0/24"),
+        lambda: lab.call("DeleteRouteEntry", RouteEntryId=kept),
+    ):
+        told = len(lab.told)
+        with suppress(CloudError):
+            failing()
+        wait_for(lambda told=told: len(lab.told) > told)
+        wait_for(lambda: [one["Status"] for one in lab.entries(RouteEntryType="Custom")] == ["Available"])
+    assert [entry["RouteEntryId"] for entry in lab.entries(RouteEntryType="Custom")] == [kept]
+    wait_for(lambda: caplog.text.count("no such link") >= 2)
 
 
 def test_another_vpc_is_not_disturbed(lab: Lab) -> None:

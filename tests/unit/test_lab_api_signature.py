@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from contextlib import suppress
 from urllib.parse import quote
 
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from terway_core.lab.api.faults import Fault
 from terway_core.lab.api.model import AccessKey
-from terway_core.lab.api.params import unflatten
 from terway_core.lab.api.signature import (
     RawRequest,
     Verifier,
@@ -199,34 +197,3 @@ def test_rpc_signature_of_any_text(params: dict[str, str]) -> None:
     mac = hmac.new(b"secret&", string_to_sign.encode(), hashlib.sha1).digest()
     request = RawRequest(method="POST", path="/", query=tuple(params.items()), form=(), headers={}, body=b"")
     assert rpc_signature("secret", rpc_string_to_sign(request)) == base64.b64encode(mac).decode()
-
-
-def test_lists_and_structures_are_put_together() -> None:
-    pairs = [
-        ("RegionId", "cn-hangzhou"),
-        ("Ids.10", "c"),
-        ("Ids.2", "b"),
-        ("Ids.1", "a"),
-        ("Tag.1.Key", "k"),
-        ("Tag.1.Value", ""),
-        ("Tag.3.Key", "l"),
-        ("Config.Queue", "2"),
-    ]
-    assert unflatten(pairs) == {
-        "RegionId": "cn-hangzhou",
-        "Ids": ["a", "b", "c"],
-        "Tag": [{"Key": "k", "Value": ""}, {"Key": "l"}],
-        "Config": {"Queue": "2"},
-    }
-
-
-@pytest.mark.parametrize("pairs", [[("A", "1"), ("A.1", "2")], [("A.1", "2"), ("A", "1")]])
-def test_a_parameter_is_a_value_or_a_structure(pairs: list[tuple[str, str]]) -> None:
-    with pytest.raises(Fault, match="InvalidParameter"):
-        unflatten(pairs)
-
-
-@given(st.lists(st.tuples(st.text(".1aA"), st.text(max_size=3))))
-def test_any_parameters_are_put_together_or_refused(pairs: list[tuple[str, str]]) -> None:
-    with suppress(Fault):  # and nothing else
-        assert isinstance(unflatten(pairs), dict)
