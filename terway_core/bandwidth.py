@@ -96,8 +96,11 @@ def _asked(attachment: Attachment, direction: str) -> tuple[int, int]:
     config = attachment.runtime_config.get("bandwidth") or {}
     if not isinstance(config, Mapping):
         raise InvalidConfig(f"runtimeConfig.bandwidth is {config!r}; it must be an object")
-    rate = _whole_number(config, f"{direction}Rate")
-    burst = _whole_number(config, f"{direction}Burst")
+    # containerd writes IngressRate, not ingressRate as the conventions do; Go, which most plugins are written
+    # in, reads both.
+    given = {str(key).lower(): value for key, value in config.items()}
+    rate = _whole_number(given, f"{direction}Rate")
+    burst = _whole_number(given, f"{direction}Burst")
     if rate:
         return _sensible(rate, f"runtimeConfig.bandwidth.{direction}Rate"), burst
     annotation = f"kubernetes.io/{direction}-bandwidth"
@@ -110,8 +113,8 @@ def _asked(attachment: Attachment, direction: str) -> tuple[int, int]:
         raise InvalidConfig(f"annotation {annotation}: {error}") from error
 
 
-def _whole_number(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key, 0)
+def _whole_number(given: Mapping[str, Any], key: str) -> int:
+    value = given.get(key.lower(), 0)
     if type(value) is not int or value < 0:
         raise InvalidConfig(f"runtimeConfig.bandwidth.{key} is {value!r}; it must be a whole number of bits")
     return value

@@ -121,6 +121,12 @@ def test_runtime_config_wins_over_annotations():
     assert inside.rate == 125_000
 
 
+def test_names_as_containerd_writes_them():
+    pod = attachment(None, {"IngressRate": 8_000_000, "IngressBurst": 2**32 - 1, "EgressRate": 16_000_000})
+    (host,), (inside,) = added(pod)
+    assert (host.rate, inside.rate) == (1_000_000, 2_000_000)
+
+
 def test_zero_rate_means_no_limit_was_given():
     assert added(attachment(None, {"ingressRate": 0, "ingressBurst": 0, "egressRate": 0})) == ((), ())
     _, (inside,) = added(attachment({EGRESS: "1M"}, {"egressRate": 0, "egressBurst": 0}))
