@@ -24,6 +24,28 @@ class Failure(Exception):
     retry_after: float = 0.0
 
 
+#: The vSwitch has no address left.
+EXHAUSTED_VSWITCH: Final = frozenset({"InvalidVSwitchId.IpNotEnough", "QuotaExceeded.PrivateIpAddress"})
+#: No more ENIs on the instance, or for the account in this region.
+ENI_QUOTA: Final = frozenset({"EniPerInstanceLimitExceeded", "MaxEniCountExceeded"})
+#: No more addresses on the ENI, or more on it than the instance type allows.
+ADDRESS_QUOTA: Final = frozenset(
+    {
+        "InvalidOperation.Ipv4CountExceeded",
+        "InvalidOperation.Ipv6CountExceeded",
+        "MaxEniPrivateIpsCountExceeded",
+        "MaxEniIpv6IpsCountExceeded",
+    }
+)
+#: No such ENI, or no such instance.
+NOT_FOUND: Final = frozenset({"InvalidEniId.NotFound", "InvalidEcsId.NotFound", "InvalidInstanceId.NotFound"})
+#: The call does not fit the status of the ENI.
+INVALID_ENI_STATE: Final = "InvalidOperation.InvalidEniState"
+#: The ENI is not attached to the instance named.
+ELSEWHERE: Final = "InvalidParameter.EniNotBelongEcs"
+#: The ENI does not have the address.
+IP_UNASSIGNED: Final = "InvalidIp.IpUnassigned"
+
 #: Codes (or parts of them) of states that pass, as the VPC and ECS references and their clients list them.
 _PASSING: Final = (
     "Throttling",

@@ -1,15 +1,15 @@
-"""Route tables of the VPC: which instance gets the packets for which CIDR.
+"""vSwitches, and the VPC's route tables: which instance gets the packets for which CIDR.
 
-Creating and deleting tolerate what several nodes do to one table at a time: the VPC carries out one change
-after the other and refuses the rest with ``TaskConflict``, and a repeated request finds its work done.
+Creating and deleting entries tolerate what several nodes do to one table at a time: the VPC carries out one
+change after the other and refuses the rest with ``TaskConflict``, and a repeated request finds its work done.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
 
 from terway_core.cloud.client import Cloud
@@ -27,6 +27,21 @@ _DUPLICATE: Final = (
     "RouteConflict.AlreadyExist",
 )
 _NOT_FOUND: Final = "InvalidRouteEntry.NotFound"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VSwitch:
+    """A vSwitch.
+
+    :param available_ips: how many more IPv4 addresses ENIs can have from it.
+    """
+
+    vswitch_id: str
+    vpc_id: str
+    zone_id: str
+    cidr: IPv4Network
+    ipv6_cidr: IPv6Network | None
+    available_ips: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +78,24 @@ class RouteEntry:
     def leads_to(self, instance_id: str) -> bool:
         """Whether the instance, and nobody else, gets the packets."""
         return self.next_hops == (NextHop(type="Instance", id=instance_id),)
+
+
+def describe_vswitches(cloud: Cloud, vswitch_ids: Iterable[str]) -> list[VSwitch]:
+    """The vSwitches with these ids, in this order; ids that are not known are left out."""
+    # One call each: the filter takes one id, and without it the answer is every vSwitch of the region.
+    answers = (cloud.call("vpc", "DescribeVSwitches", {"VSwitchId": one}) for one in vswitch_ids)
+    return [
+        VSwitch(
+            vswitch_id=item["VSwitchId"],
+            vpc_id=item["VpcId"],
+            zone_id=item["ZoneId"],
+            cidr=IPv4Network(item["CidrBlock"]),
+            ipv6_cidr=IPv6Network(item["Ipv6CidrBlock"]) if item.get("Ipv6CidrBlock") else None,
+            available_ips=int(item["AvailableIpAddressCount"]),
+        )
+        for answer in answers
+        for item in answer["VSwitches"]["VSwitch"]
+    ]
 
 
 def find_system_route_table(cloud: Cloud, vpc_id: str) -> RouteTable:
