@@ -184,17 +184,15 @@ def pod_delete(name: PodName, folder: Folder = DEFAULT_FOLDER) -> None:
 @pod_app.command("exec")
 def pod_exec(name: PodName, command: Command, folder: Folder = DEFAULT_FOLDER) -> None:
     """Run a command in a pod's network namespace; its exit code is ours."""
-    from terway_core.lab.runtime import execute, find_pod
+    from terway_core.lab.runtime import find_pod
 
-    raise typer.Exit(execute(Path(find_pod(Lab(folder), name).netns), command))
+    _execute(Path(find_pod(Lab(folder), name).netns), command)
 
 
 @node_app.command("exec")
 def node_exec(node: NodeName, command: Command, folder: Folder = DEFAULT_FOLDER) -> None:
     """Run a command in a node's network namespace; its exit code is ours."""
-    from terway_core.lab.runtime import execute
-
-    raise typer.Exit(execute(Lab(folder).node(node).netns, command))
+    _execute(Lab(folder).node(node).netns, command)
 
 
 @api_app.command("log")
@@ -219,6 +217,14 @@ def api_log(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     _print_table(("time", "from", "action", "answer", "parameters"), rows)
 
 
+def _execute(netns: Path, command: Sequence[str]) -> None:
+    from terway_core.lab.runtime import execute
+
+    # Ctrl-C is for the command. (Ignoring it would be inherited; a handler is not.)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    raise typer.Exit(execute(netns, command))
+
+
 def _spec(nodes: int, drivers: str, ip_stack: IpStack) -> Spec:
     return Spec(nodes=nodes, drivers=tuple(drivers.replace(",", " ").split()), ip_stack=ip_stack)
 
@@ -235,7 +241,8 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        screen = Console(stderr=True)
+        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
             task = bar.add_task("", total=1.0)
             yield lambda share, step: bar.update(task, completed=share, description=step)
     finally:

@@ -14,10 +14,11 @@ from typing import Any, Final, Literal
 
 from terway_core.cli.client import ask
 from terway_core.errors import IOFailure
-from terway_core.lab.nodes import install, start_daemon
+from terway_core.lab.nodes import executable, install, start_daemon
 from terway_core.lab.process import Process, spawn
 from terway_core.lab.state import Lab, LabError, NodeFiles, Spec, open_netns, recall, remember
 from terway_core.registry import Drivers
+from terway_core.wiring import nft
 from terway_core.wiring.netns import create_netns
 
 #: Pod CIDRs and the vSwitch are /24s: more nodes have no place in them.
@@ -54,12 +55,13 @@ def up(lab: Lab, spec: Spec, progress: Progress) -> None:
     """
     _check(lab, spec)
     with lab.lock():
-        if _is_whole(lab):
+        if lab.complete and all(health.state != "dead" for health in status(lab)):
             raise LabError(f"a lab is up in {lab.folder} already; take it down with: terway lab down")
         lab.raze()
         lab.mark(spec)
         try:
             _build(lab, spec, progress)
+            lab.mark_complete()
         except BaseException:
             lab.raze()
             raise
@@ -94,13 +96,6 @@ def served_calls(lab: Lab) -> list[dict[str, Any]]:
         return list(ask(lab.region_socket, "GET", "/lab/calls")["calls"])
     except IOFailure as error:
         raise LabError(f"no region answers in {lab.folder}; see: terway lab status") from error
-
-
-def _is_whole(lab: Lab) -> bool:
-    try:
-        return all(health.state != "dead" for health in status(lab))
-    except LabError:  # killed before it was written down
-        return False
 
 
 def _build(lab: Lab, spec: Spec, progress: Progress) -> None:
@@ -171,6 +166,9 @@ def _check(lab: Lab, spec: Spec) -> None:
     drivers = Drivers.installed()
     for mode in spec.drivers:
         drivers.info(mode)
+    executable()
+    if problem := nft.preflight():
+        raise LabError(f"the lab's NAT gateway cannot be built: {problem.summary}; {problem.remedy}")
     excess = len(os.fsencode(lab.node_files(MAX_NODES).socket)) - _SOCKET_PATH_MAX
     if excess > 0:
         raise LabError(

@@ -17,7 +17,7 @@ from terway_core.lab.state import Lab, NodeFiles, Spec
 NODES: Final = 2
 PODS_PER_NODE: Final = 3
 #: Seconds after which a path counts as broken.
-PATH_LIMIT: Final = 3.0
+PATH_LIMIT: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,8 @@ def run_demo(lab: Lab, spec: Spec, progress: Progress) -> DemoResult:
 
 def _demonstrate(lab: Lab, progress: Progress) -> DemoResult:
     progress(0.5, "starting pods")
-    places = [(node, f"pod-{name}") for name, node in enumerate(PODS_PER_NODE * lab.nodes, 1)]
+    spread = [node for node in lab.nodes for _ in range(PODS_PER_NODE)]
+    places = [(node, f"pod-{number}") for number, node in enumerate(spread, 1)]
     with ThreadPoolExecutor() as pool:
         sandboxes = list(pool.map(lambda place: Runtime(place[0]).run_pod(place[1]), places))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -66,7 +67,7 @@ def install(node: NodeFiles, number: int, spec: Spec) -> None:
 
 def start_daemon(node: NodeFiles) -> Process:
     """Start the node's daemon. It is not ready yet when this returns."""
-    argv = [str(_executable()), "daemon", "--config", str(node.config)]
+    argv = [executable(), "daemon", "--config", str(node.config)]
     with open_netns(node.netns) as namespace:
         process = spawn(namespace, argv, log=node.log)
     remember(node.folder, process)
@@ -75,10 +76,17 @@ def start_daemon(node: NodeFiles) -> Process:
 
 def terway(node: NodeFiles, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a ``terway`` command on the node, as its operator would."""
-    argv = [str(_executable()), *arguments, "--config", str(node.config)]
+    argv = [executable(), *arguments, "--config", str(node.config)]
     with open_netns(node.netns) as namespace:
         return namespace.run(subprocess.run, argv, capture_output=True, text=True)
 
 
-def _executable() -> Path:
-    return Path(sysconfig.get_path("scripts")) / "terway"
+def executable() -> str:
+    """The ``terway`` command of this installation.
+
+    :raises LabError: there is none.
+    """
+    places = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+    if found := shutil.which("terway", path=os.pathsep.join(places)):
+        return found
+    raise LabError("the `terway` command is not installed; install it with: pip install terway-core")

@@ -17,7 +17,7 @@ from terway_core.types import IPAddress
 
 INTERNET = "internet"
 #: Echo requests under way at the same time; more would measure the interpreter's lock.
-_AT_ONCE = 4
+_AT_ONCE = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +48,12 @@ class PathResult:
 
 
 def endpoints(lab: Lab) -> dict[str, Endpoint]:
-    """Everything in the lab that has a name: nodes, pods, and the host on the internet."""
-    instances = {one.name: one for one in Region.load(lab.region_state).instances.values()}
+    """Everything in the lab that has a name: nodes, pods, and the host on the internet.
+
+    :raises LabError: there is no lab.
+    """
     dual = lab.spec.ip_stack != "ipv4"
+    instances = {one.name: one for one in Region.load(lab.region_state).instances.values()}
     internet = (fabric.INTERNET_HOST, *((fabric.INTERNET_HOST_IPV6,) if dual else ()))
     found = [Endpoint(name=INTERNET, addresses=internet, netns=lab.netns("internet"))]
     for node in lab.nodes:

@@ -3,6 +3,7 @@
 ::
 
     FOLDER/lab.json                what was asked for; its presence marks the folder as a lab's
+    FOLDER/complete                says that the lab was built to the end
     FOLDER/region/                 log, state and admin socket of the simulated region
     FOLDER/nodes/NODE/             config.yaml, daemon.log, state/, run/, cni/bin/, cni/net.d/, pods/
 
@@ -130,6 +131,15 @@ class Lab:
         return self.folder / "lab.json"
 
     @property
+    def complete(self) -> bool:
+        """Whether it was built to the end; parts of it may have died since."""
+        return self._complete.exists()
+
+    @property
+    def _complete(self) -> Path:
+        return self.folder / "complete"
+
+    @property
     def spec(self) -> Spec:
         """What the lab was built as.
 
@@ -209,6 +219,10 @@ class Lab:
     def mark(self, spec: Spec) -> None:
         """Claim the folder; comes before anything else that leaves a trace."""
         self._marker.write_text(json.dumps(asdict(spec), indent=2) + "\n")
+
+    def mark_complete(self) -> None:
+        """Every part has been built and serves."""
+        self._complete.touch()
 
     def raze(self) -> None:
         """End every process, namespace and file of this lab, however much of it there is."""
