@@ -44,6 +44,44 @@ class CloudConfig(BaseModel):
     )
 
 
+class PoolConfig(BaseModel):
+    """ENIs and addresses that are kept ready for the pods of the eni modes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cluster: str = Field("default", description="Tells this cluster's ENIs from those of others, by a tag.")
+    vswitch_ids: tuple[str, ...] = Field(
+        (), description="vSwitches of this node's zone for pods. Empty: that of the primary ENI."
+    )
+    security_group_ids: tuple[str, ...] = Field(
+        (), description="Security groups of the ENIs. Empty: those of the primary ENI."
+    )
+    tags: dict[str, str] = Field(default_factory=dict, description="More tags for the ENIs.")
+    ip_stack: Literal["ipv4", "dual"] = Field("ipv4", description="Address families of pods.")
+    prefix_mode: bool = Field(False, description="Assign IPv4 /28 prefixes instead of single addresses.")
+    warm_min: Annotated[int, Field(ge=0)] = Field(2, description="Free addresses to have at least.")
+    warm_max: Annotated[int, Field(ge=0)] = Field(10, description="Free addresses to keep at most.")
+    warm_enis: Annotated[int, Field(ge=0)] = Field(0, description="Free ENIs to have for the eni mode.")
+    max_enis: Annotated[int, Field(ge=0)] = Field(
+        0, description="ENIs to make at most. 0: the instance's quota."
+    )
+    cooldown: Annotated[float, Field(ge=0)] = Field(
+        30, description="Seconds an address rests before it is used again."
+    )
+    wait: Annotated[float, Field(ge=0, le=95)] = Field(60, description="Seconds an ADD waits for an address.")
+    reclaim_after: Annotated[float, Field(ge=0)] = Field(
+        300, description="Seconds without pods coming or going before something is given back."
+    )
+    reconcile_interval: Annotated[float, Field(gt=0)] = Field(
+        300, description="Seconds between two comparisons with the cloud."
+    )
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """What a pod has an address of."""
+        return (4, 6) if self.ip_stack == "dual" else (4,)
+
+
 class Config(BaseModel):
     """Everything that can be set on a node."""
 
@@ -72,6 +110,7 @@ class Config(BaseModel):
     workers: Annotated[int, Field(ge=1, le=256)] = Field(8, description="CNI commands that run side by side.")
     gc_interval: Annotated[float, Field(gt=0)] = Field(60, description="Seconds between two gc rounds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    pool: PoolConfig = Field(PoolConfig(), description="ENIs and addresses of the eni modes.")
     cloud: CloudConfig = Field(CloudConfig(), description="Endpoints and credentials.")
 
     @field_validator("drivers", mode="before")
