@@ -26,7 +26,7 @@ from terway_core.cni.environment import (
 )
 from terway_core.errors import IncompatibleVersion, InvalidConfig, TerwayError, UndecodableInput
 from terway_core.types import Attachment, IPInterface, Lease, Pod, Wiring
-from terway_core.wiring.objects import MAIN_TABLE, Route, Veth
+from terway_core.wiring.objects import MAIN_TABLE, MoveLink, Route, Veth
 
 __all__ = [
     "SUPPORTED_VERSIONS",
@@ -150,7 +150,7 @@ def result(
 ) -> dict[str, Any]:
     """The success object of an ADD, in the format of ``cni_version`` (SPEC.md, "Success").
 
-    Shown are the ends of each veth, the pod's own interface last; the lease's addresses; and the pod's
+    Shown are the ends of each veth and links that moved in, the pod's own interface last; the lease's addresses; and the pod's
     default routes, which are the only ones that a later plugin of the chain can make sense of. What
     ``prev_result`` holds comes first and stays as it is.
     """
@@ -258,6 +258,11 @@ def _interfaces(attachment: Attachment, wiring: Wiring, cni_version: str) -> lis
     veths.sort(key=lambda veth: veth.peer == attachment.ifname)
     host = [_interface(veth.name, veth.mac, veth.mtu, cni_version) for veth in veths]
     pod = [_interface(veth.peer, veth.peer_mac, veth.mtu, cni_version) for veth in veths]
+    pod += [
+        _interface(obj.name, obj.mac, obj.mtu, cni_version)
+        for obj in wiring.host
+        if isinstance(obj, MoveLink)
+    ]
     if not pod or pod[-1]["name"] != attachment.ifname:
         pod.append({"name": attachment.ifname})
     return host + [{**interface, "sandbox": attachment.netns} for interface in pod]

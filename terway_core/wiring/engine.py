@@ -16,12 +16,13 @@ from typing import TypeVar
 
 from terway_core.errors import WiringError
 from terway_core.wiring import netlink, nft
-from terway_core.wiring.netlink import LinkInfo, Message, NetlinkSocket, Reply
+from terway_core.wiring.netlink import FoundLink, LinkInfo, Message, NetlinkSocket, Reply
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import (
     Address,
     LinkUp,
     Masquerade,
+    MoveLink,
     Neighbor,
     Route,
     Rule,
@@ -51,6 +52,7 @@ class Engine:
 
     def __init__(self, host: Namespace | None = None) -> None:
         self._host = host
+        self._home = host or Namespace.current()
         self._socket = NetlinkSocket(host)
         self._lock = threading.Lock()
         self._reaper = _LinkReaper(host)
@@ -59,6 +61,8 @@ class Engine:
         """Close the sockets; the kernel keeps what was wired."""
         self._socket.close()
         self._reaper.close()
+        if self._host is None:
+            self._home.close()
 
     # -- apply --------------------------------------------------------------------------------------------
 
@@ -71,19 +75,28 @@ class Engine:
         :raises WiringError: the kernel refused an object. What was made before stays: call :meth:`remove`.
         """
         veths = [obj for obj in wiring.host if isinstance(obj, Veth)]
-        if (veths or wiring.pod) and pod is None:
+        moves = [obj for obj in wiring.host if isinstance(obj, MoveLink)]
+        if (veths or moves or wiring.pod) and pod is None:
             raise WiringError("a wiring with pod objects needs the pod's network namespace")
         with self._lock:
             self._make_veths(veths, pod, owner)
+            for obj in moves:
+                self._move_in(obj, pod)
         if pod:
             ends: list[WiringObject] = [LinkUp(dev=veth.peer, mtu=veth.mtu) for veth in veths]
+            ends += [LinkUp(dev=obj.name, mtu=obj.mtu) for obj in moves]
             pod.run(_apply_in_pod, [*ends, *wiring.pod])
         with self._lock:
             ends = [LinkUp(dev=veth.name, mtu=veth.mtu) for veth in veths]
             aliases = {veth.name: ALIAS_PREFIX + owner for veth in veths}
-            rest = [obj for obj in wiring.host if not isinstance(obj, Veth)]
+            rest = [obj for obj in wiring.host if not isinstance(obj, Veth | MoveLink)]
             self._on_host(_write_sysctls, rest)
             _apply_objects(self._socket, [*ends, *rest], where="host", ours=True, aliases=aliases)
+
+    def find_link(self, mac: str) -> FoundLink | None:
+        """The host's link with this MAC address."""
+        with self._lock:
+            return self._socket.find_link(mac)
 
     def ensure(self, objects: Iterable[WiringObject]) -> None:
         """Apply shared objects of the host's namespace."""
@@ -108,6 +121,16 @@ class Engine:
                 raise WiringError(f"{describe(veth)} cannot be made: a link {taken} exists and is not ours")
             _raise_for(veth, reply, "host")
 
+    def _move_in(self, obj: MoveLink, pod: Namespace | None) -> None:
+        if pod is None:
+            return
+        link = self._socket.find_link(obj.mac)
+        if link:
+            (reply,) = self._socket.send([netlink.move(link.index, pod.fd, obj.name)])
+            _raise_for(obj, reply, "host")
+        elif not pod.run(_rename_in_pod, obj):
+            raise WiringError(f"{describe(obj)}: neither the host nor the pod has such a link")
+
     # -- remove -------------------------------------------------------------------------------------------
 
     def remove(self, wiring: Wiring, pod: Namespace | None, owner: str) -> None:
@@ -123,10 +146,11 @@ class Engine:
         gone_with_links = {veth.name for veth in veths}
         rest = [obj for obj in wiring.host if _outlives(obj, gone_with_links)]
         if pod:
-            peers = {veth.peer for veth in veths}
-            inside = [obj for obj in wiring.pod if _outlives(obj, peers)]
-            if inside:
-                pod.run(_remove_in_pod, inside)
+            moves = [obj for obj in wiring.host if isinstance(obj, MoveLink)]
+            going = {veth.peer for veth in veths} | {obj.name for obj in moves}
+            inside = [obj for obj in wiring.pod if _outlives(obj, going)]
+            if inside or moves:
+                pod.run(_remove_in_pod, inside, moves, self._home.fd)
         with self._lock:
             _remove_objects(self._socket, rest, where="host", ours=True)
             found = self._socket.links([veth.name for veth in veths])
@@ -208,9 +232,23 @@ def _apply_in_pod(objects: Sequence[WiringObject]) -> None:
         _apply_objects(sock, objects, where="pod", ours=False)
 
 
-def _remove_in_pod(objects: Sequence[WiringObject]) -> None:
+def _remove_in_pod(objects: Sequence[WiringObject], moves: Sequence[MoveLink], home: int) -> None:
     with NetlinkSocket() as sock:
         _remove_objects(sock, objects, where="pod", ours=False)
+        for obj in moves:
+            if link := sock.find_link(obj.mac):
+                (reply,) = sock.send([netlink.move(link.index, home, obj.host_name)])
+                _raise_for(obj, reply, "pod")
+
+
+def _rename_in_pod(obj: MoveLink) -> bool:
+    """A move that a kill interrupted may have left the link under its old name. False: it is not here."""
+    with NetlinkSocket() as sock:
+        link = sock.find_link(obj.mac)
+        if link and link.name != obj.name:
+            (reply,) = sock.send([netlink.rename(link.index, obj.name)])
+            _raise_for(obj, reply, "pod")
+        return link is not None
 
 
 def _apply_objects(
@@ -296,7 +334,7 @@ def device(obj: WiringObject) -> str:
 
 
 def _outlives(obj: WiringObject, links: set[str]) -> bool:
-    return not isinstance(obj, Veth) and device(obj) not in links
+    return not isinstance(obj, Veth | MoveLink) and device(obj) not in links
 
 
 def _belongs_to(link: LinkInfo, owner: str) -> bool:

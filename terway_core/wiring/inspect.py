@@ -7,7 +7,7 @@ without one is incomplete on some kernels.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, ParamSpec, TypeVar
@@ -26,6 +26,7 @@ from terway_core.wiring.objects import (
     IPInterface,
     LinkUp,
     Masquerade,
+    MoveLink,
     Neighbor,
     Route,
     Rule,
@@ -199,10 +200,10 @@ def _problem(obj: WiringObject, snapshot: Snapshot, owner: str) -> str:
     match obj:
         case Veth():
             return _link_problem(
-                snapshot, obj.name, obj.mtu, obj.mac, f"{ALIAS_PREFIX}{owner}" if owner else ""
+                snapshot.links, obj.name, obj.mtu, obj.mac, f"{ALIAS_PREFIX}{owner}" if owner else ""
             )
         case LinkUp():
-            return _link_problem(snapshot, obj.dev, obj.mtu, "", "")
+            return _link_problem(snapshot.links, obj.dev, obj.mtu, "", "")
         case Address():
             return "" if (obj.dev, obj.address) in snapshot.addresses else "missing"
         case Route():
@@ -222,8 +223,8 @@ def _problem(obj: WiringObject, snapshot: Snapshot, owner: str) -> str:
             return ""
 
 
-def _link_problem(snapshot: Snapshot, name: str, mtu: int, mac: str, alias: str) -> str:
-    link = snapshot.links.get(name)
+def _link_problem(links: Mapping[str, Link], name: str, mtu: int, mac: str, alias: str) -> str:
+    link = links.get(name)
     if link is None:
         return "missing"
     problems = []
@@ -316,6 +317,11 @@ def diff(
             if isinstance(veth, Veth)
         )
         found += pod.run(_compare_here, "pod", (*ends, *wiring.pod), "")
+        moves = [obj for obj in wiring.host if isinstance(obj, MoveLink)]
+        links = pod.run(Snapshot.take).links if moves else {}
+        for obj in moves:
+            if problem := _link_problem(links, obj.name, obj.mtu, obj.mac, ""):
+                found.append(Difference("pod", obj, problem))
     return found
 
 

@@ -26,8 +26,9 @@ DOOMED = 117
 #: Messages in one send: their acknowledgements must fit into the receive buffer (net.core.rmem_default).
 BATCH = 64
 
-NLMSG_ERROR = 2
+NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
+NLM_F_DUMP = 0x300
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 
@@ -80,6 +81,18 @@ class LinkInfo:
     index: int
     group: int
     alias: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLink:
+    """A link that was found by something else than its name."""
+
+    name: str
+    index: int
+
+
+#: Kinds of link that have the MAC address of the link below them.
+_INHERITING_KINDS = {b"ipvlan", b"ipvtap", b"macvlan", b"macvtap", b"vlan"}
 
 
 class NetlinkSocket:
@@ -138,6 +151,28 @@ class NetlinkSocket:
             if not reply.errno
         }
 
+    def find_link(self, mac: str) -> FoundLink | None:
+        """The link that has this MAC address of its own, not from a parent; None when there is none."""
+        self._sequence += 1
+        body = _ifinfo() + _attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        header = struct.pack(
+            "=IHHII", 16 + len(body), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0
+        )
+        self._socket.send(header + body)
+        found: FoundLink | None = None
+        while True:
+            for kind, _, sequence, payload in _split(self._socket.recv(1 << 18)):
+                if sequence != self._sequence:
+                    continue
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    return found
+                attributes = _attributes(payload, 16)
+                info = _attributes(attributes.get(IFLA_LINKINFO, b""), 0)
+                own = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") not in _INHERITING_KINDS
+                if own and attributes.get(IFLA_ADDRESS) == _mac(mac):
+                    name = attributes[IFLA_IFNAME].rstrip(b"\0").decode()
+                    found = FoundLink(name, struct.unpack_from("=i", payload, 4)[0])
+
     def close(self) -> None:
         self._socket.close()
 
@@ -184,6 +219,16 @@ def set_up(index: int, *, mtu: int = 0, alias: str = "") -> Message:
     if alias:
         body += _attr_str(IFLA_IFALIAS, alias)
     return Message(RTM_NEWLINK, 0, body)
+
+
+def move(index: int, netns: int, name: str) -> Message:
+    """Into the namespace of a descriptor, under a new name. The kernel takes it down on the way."""
+    body = _ifinfo(index) + _attr_u32(IFLA_NET_NS_FD, netns) + _attr_str(IFLA_IFNAME, name)
+    return Message(RTM_NEWLINK, 0, body)
+
+
+def rename(index: int, name: str) -> Message:
+    return Message(RTM_NEWLINK, 0, _ifinfo(index) + _attr_str(IFLA_IFNAME, name))
 
 
 def doom(index: int) -> Message:

@@ -44,6 +44,25 @@ class Veth:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MoveLink:
+    """A link of the host, known by its MAC address, that moves into the pod as ``name`` and comes up there.
+
+    Only ``host`` may hold one. Removing the wiring brings it back to the host, down, under a name made of its
+    MAC address. A physical link whose pod's namespace is gone has fallen back by itself.
+    """
+
+    mac: str
+    name: str
+    mtu: int = 1500
+    kind: Literal["move-link"] = "move-link"
+
+    @property
+    def host_name(self) -> str:
+        """What it is called once it is back: there, ``eth0`` is somebody else."""
+        return "eni" + self.mac.replace(":", "")[-10:]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LinkUp:
     """A link that exists already (``lo``, an ENI) and must be up; ``mtu`` 0 leaves its MTU alone."""
 
@@ -141,7 +160,7 @@ class Masquerade:
 
 
 WiringObject: TypeAlias = (
-    Veth | LinkUp | Address | Route | Rule | Neighbor | Sysctl | TokenBucket | Masquerade
+    Veth | MoveLink | LinkUp | Address | Route | Rule | Neighbor | Sysctl | TokenBucket | Masquerade
 )
 
 
@@ -163,6 +182,8 @@ def describe(obj: WiringObject) -> str:
     match obj:
         case Veth():
             return f"veth {obj.name} mac {obj.mac} mtu {obj.mtu} peer {obj.peer} mac {obj.peer_mac}"
+        case MoveLink():
+            return f"link with mac {obj.mac} moved into the pod as {obj.name} mtu {obj.mtu}"
         case LinkUp():
             return f"link {obj.dev} up" + (f" mtu {obj.mtu}" if obj.mtu else "")
         case Address():
