@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,16 +56,23 @@ def up(lab: Lab, spec: Spec, progress: Progress) -> None:
     """
     _check(lab, spec)
     with lab.lock():
-        if lab.complete and all(health.state != "dead" for health in status(lab)):
-            raise LabError(f"a lab is up in {lab.folder} already; take it down with: terway lab down")
-        lab.raze()
-        lab.mark(spec)
+        _build_anew(lab, spec, progress)
+        lab.mark_complete()
+
+
+@contextmanager
+def temporary(lab: Lab, spec: Spec, progress: Progress) -> Iterator[None]:
+    """A lab that lives as long as the block. It is never complete: after a crash nobody takes it for one.
+
+    :raises LabError: as :func:`up`.
+    """
+    _check(lab, spec)
+    with lab.lock():
+        _build_anew(lab, spec, progress)
         try:
-            _build(lab, spec, progress)
-            lab.mark_complete()
-        except BaseException:
+            yield
+        finally:
             lab.raze()
-            raise
 
 
 def down(lab: Lab) -> bool:
@@ -96,6 +104,18 @@ def served_calls(lab: Lab) -> list[dict[str, Any]]:
         return list(ask(lab.region_socket, "GET", "/lab/calls")["calls"])
     except IOFailure as error:
         raise LabError(f"no region answers in {lab.folder}; see: terway lab status") from error
+
+
+def _build_anew(lab: Lab, spec: Spec, progress: Progress) -> None:
+    if lab.complete and all(health.state != "dead" for health in status(lab)):
+        raise LabError(f"a lab is up in {lab.folder} already; take it down with: terway lab down")
+    lab.raze()
+    lab.mark(spec)
+    try:
+        _build(lab, spec, progress)
+    except BaseException:
+        lab.raze()
+        raise
 
 
 def _build(lab: Lab, spec: Spec, progress: Progress) -> None:

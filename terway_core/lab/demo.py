@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from terway_core.lab.build import Progress, down, up
+from terway_core.lab.build import Progress, temporary
 from terway_core.lab.nodes import terway
 from terway_core.lab.paths import INTERNET, Endpoint, PathResult, endpoints, measure
 from terway_core.lab.runtime import Runtime
@@ -41,12 +40,10 @@ def run_demo(lab: Lab, spec: Spec, progress: Progress) -> DemoResult:
 
     :raises TerwayError: the lab or a pod could not be started.
     """
-    up(lab, spec, lambda share, step: progress(0.5 * share, step))
-    try:
-        return _demonstrate(lab, progress)
-    finally:
+    with temporary(lab, spec, lambda share, step: progress(0.5 * share, step)):
+        result = _demonstrate(lab, progress)
         progress(1.0, "taking the lab down")
-        down(lab)
+    return result
 
 
 def _demonstrate(lab: Lab, progress: Progress) -> DemoResult:
@@ -56,14 +53,10 @@ def _demonstrate(lab: Lab, progress: Progress) -> DemoResult:
     with ThreadPoolExecutor() as pool:
         sandboxes = list(pool.map(lambda place: Runtime(place[0]).run_pod(place[1]), places))
 
-    pairs = list(_pairs(endpoints(lab)))
-    seen = itertools.count(1)
     paths = measure(
-        pairs,
+        _pairs(endpoints(lab)),
         timeout=PATH_LIMIT,
-        progress=lambda path: progress(
-            0.6 + 0.3 * next(seen) / len(pairs), f"{path.source.name} → {path.target.name}"
-        ),
+        progress=lambda share, path: progress(0.6 + 0.3 * share, f"{path.source.name} → {path.target.name}"),
     )
     progress(0.9, "comparing journal and kernel")
     drift = _audit(lab.nodes)

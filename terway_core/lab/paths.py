@@ -87,12 +87,12 @@ def measure(
     pairs: Iterable[tuple[Endpoint, Endpoint]],
     *,
     timeout: float,
-    progress: Callable[[PathResult], None] = lambda result: None,
+    progress: Callable[[float, PathResult], None] = lambda share, result: None,
 ) -> list[PathResult]:
     """Send echoes from each source to each address of its target that is of a family the source has.
 
     :param timeout: seconds after which a path counts as broken.
-    :param progress: called after each path.
+    :param progress: called after each path, with the share of paths that are done.
     :returns: the results in the order of ``pairs``.
     """
     asked = [
@@ -104,8 +104,8 @@ def measure(
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
         futures = [pool.submit(_measure, *one, timeout=timeout) for one in asked]
-        for future in as_completed(futures):
-            progress(future.result())
+        for done, future in enumerate(as_completed(futures), 1):
+            progress(done / len(futures), future.result())
         return [future.result() for future in futures]
     finally:
         pool.shutdown(cancel_futures=True)  # on an interrupt: what has not begun need not

@@ -7,10 +7,7 @@ and turns each route entry that a client creates into a route of the switch befo
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -62,36 +59,22 @@ class Switch:
 
 
 async def serve(lab: Lab) -> None:
-    """Build the region and serve it until SIGTERM."""
+    """Build the region and serve it for ever; whoever takes the lab down kills the process."""
     region = api.Region.create(region_id=fabric.REGION_ID, path=lab.region_state)
     region.add_access_key()
-    with _engine() as engine:
-        switch = Switch(region, engine)
-        switch.build(lab)
-        openapi = web.AppRunner(
-            api.build_app(region, on_route_added=switch.add_route, on_route_removed=switch.remove_route),
-            access_log=None,
-        )
-        instances = web.AppRunner(metadata.build_app(region), access_log=None)
-        await openapi.setup()
-        await instances.setup()
-        await web.TCPSite(instances, str(fabric.METADATA), 80).start()
-        await web.TCPSite(openapi, str(fabric.OPENAPI), 80).start()
-        await web.UnixSite(openapi, str(lab.region_socket)).start()
-        stopped = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-        await stopped.wait()
-        await openapi.cleanup()
-        await instances.cleanup()
-
-
-@contextmanager
-def _engine() -> Iterator[Engine]:
-    engine = Engine()
-    try:
-        yield engine
-    finally:
-        engine.close()
+    switch = Switch(region, Engine())
+    switch.build(lab)
+    openapi = web.AppRunner(
+        api.build_app(region, on_route_added=switch.add_route, on_route_removed=switch.remove_route),
+        access_log=None,
+    )
+    instances = web.AppRunner(metadata.build_app(region), access_log=None)
+    await openapi.setup()
+    await instances.setup()
+    await web.TCPSite(instances, str(fabric.METADATA), 80).start()
+    await web.TCPSite(openapi, str(fabric.OPENAPI), 80).start()
+    await web.UnixSite(openapi, str(lab.region_socket)).start()
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
     FOLDER/lab.json                what was asked for; its presence marks the folder as a lab's
     FOLDER/complete                says that the lab was built to the end
-    FOLDER/region/                 log, state and admin socket of the simulated region
+    FOLDER/region/                 log, state and socket of the simulated region
     FOLDER/nodes/NODE/             config.yaml, daemon.log, state/, run/, cni/bin/, cni/net.d/, pods/
 
 Everything of a lab can be found from its folder's path alone, whatever was written into it: the namespaces by
@@ -99,7 +99,7 @@ class Lab:
     """The lab in ``folder``, whether or not anything is there yet."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
+        self.folder = folder.resolve()
         #: Short, and different for each folder, so that labs can live side by side.
         self.id = hashlib.sha1(str(self.folder).encode()).hexdigest()[:6]
 
@@ -173,7 +173,8 @@ class Lab:
         for node in self.nodes:
             if node.name == name:
                 return node
-        raise LabError(f"the lab has no node {name!r}; its nodes are node-1 to node-{self.spec.nodes}")
+        known = ", ".join(node.name for node in self.nodes[:3]) + ("…" if self.spec.nodes > 3 else "")
+        raise LabError(f"the lab has no node {name!r}; its nodes: {known}")
 
     def netns(self, role: str) -> Path:
         """The network namespace of the ``switch``, the ``internet`` or a node."""

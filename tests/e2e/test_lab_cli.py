@@ -137,7 +137,7 @@ def test_api_log_lists_the_calls(cli):
         (("up",), "a lab is up in"),
         (("pod", "delete", "nobody"), "no pod 'nobody'; its pods: none yet"),
         (("pod", "exec", "nobody", "--", "true"), "no pod 'nobody'"),
-        (("pod", "add", "node-9", "web"), "no node 'node-9'; its nodes are node-1 to node-2"),
+        (("pod", "add", "node-9", "web"), "no node 'node-9'; its nodes: node-1, node-2"),
         (("pod", "add", "node-1", "node-2"), "'node-2' is in the lab already"),
         (("node", "exec", "node-1", "--", "no-such-command"), "no-such-command cannot be executed"),
         (("ping", "node-1", "nobody"), "'nobody' is no address and nothing in the lab"),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from terway_core.lab.build import down
-from terway_core.lab.state import Lab
+from terway_core.lab.build import down, up
+from terway_core.lab.state import Lab, LabError, Spec
 from terway_core.wiring.netns import Namespace
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
@@ -114,3 +114,23 @@ def test_an_interrupted_demo_takes_all_down(lab):
     demo.communicate(timeout=30)
     assert demo.returncode not in (0, None)
     assert nothing_left(lab)
+
+
+def test_what_a_killed_demo_left_is_no_lab(lab):
+    demo = start_demo(lab)
+    wait_for_pods(lab, demo)
+    demo.kill()
+    demo.communicate()
+    up(lab, Spec(nodes=1, drivers=("vpc",)), lambda share, step: None)
+    assert len(lab.nodes) == 1
+    down(lab)
+    assert nothing_left(lab)
+
+
+def test_nobody_takes_a_running_demos_lab(lab):
+    demo = start_demo(lab)
+    wait_for_pods(lab, demo)
+    with pytest.raises(LabError, match="another command is building or removing the lab"):
+        down(lab)
+    assert demo.wait(timeout=60) == 0
+    demo.communicate()
