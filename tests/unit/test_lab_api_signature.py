@@ -164,7 +164,8 @@ def test_a_wrong_signature_does_not_use_up_the_nonce() -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["AccessKeyId", "SignatureNonce", "Timestamp", "SignatureMethod", "SignatureVersion"]
+    "missing",
+    ["AccessKeyId", "Signature", "SignatureMethod", "SignatureNonce", "SignatureVersion", "Timestamp"],
 )
 def test_rpc_parameters_of_the_signature_are_required(missing: str) -> None:
     query = tuple(pair for pair in RPC.query if pair[0] != missing)

@@ -35,6 +35,14 @@ _REQUIRED_HEADERS: Final = (
     "x-acs-signature-nonce",
     "x-acs-content-sha256",
 )
+_RPC_REQUIRED: Final = (
+    "AccessKeyId",
+    "Signature",
+    "SignatureMethod",
+    "SignatureNonce",
+    "SignatureVersion",
+    "Timestamp",
+)
 #: What an RPC-signed call has beside the action's own parameters.
 _RPC_COMMON: Final = frozenset(
     {
@@ -191,7 +199,7 @@ def rpc_signature(secret: str, string_to_sign: str) -> str:
 
 
 def _is_rpc(request: RawRequest) -> bool:
-    return "authorization" not in request.headers and any(key == "Signature" for key, _ in request.query)
+    return "authorization" not in request.headers
 
 
 def _acs3_claim(request: RawRequest) -> Claim:
@@ -218,7 +226,7 @@ def _acs3_claim(request: RawRequest) -> Claim:
 
 def _rpc_claim(request: RawRequest) -> Claim:
     params = dict((*request.query, *request.form))
-    for name in ("AccessKeyId", "SignatureNonce", "Timestamp", "SignatureMethod", "SignatureVersion"):
+    for name in _RPC_REQUIRED:
         if not params.get(name):
             raise gateway_fault(400, "MissingParameter", f"The parameter {name} is missing.")
     if (params["SignatureMethod"], params["SignatureVersion"]) != ("HMAC-SHA1", "1.0"):
