@@ -250,7 +250,9 @@ class Lifecycle:
                 except TerwayError as error:
                     self._store.advance(record, State.UNWIRING, problem=error.message)
                     raise
-            record = self._store.advance(record, State.RELEASING)
+            # Without its wiring: that is gone, and nobody shall take what looks like it for this attachment's.
+            record = replace(record, state=State.RELEASING, wiring=None, problem="")
+            self._store.put(record)
         try:
             self._drivers.teardown(record.driver, record.attachment, record.lease)
         except TerwayError as error:
