@@ -250,7 +250,7 @@ class Lifecycle:
                 except TerwayError as error:
                     self._store.advance(record, State.UNWIRING, problem=error.message)
                     raise
-            # Without its wiring: that is gone, and nobody shall take what looks like it for this attachment's.
+            # Without its wiring: that is gone, and what looks like it belongs to somebody else.
             record = replace(record, state=State.RELEASING, wiring=None, problem="")
             self._store.put(record)
         try:
