@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from terway_core.wiring.objects import (
     IPAddress,
@@ -20,6 +20,7 @@ from terway_core.wiring.objects import (
 
 if TYPE_CHECKING:
     from terway_core.cloud import Cloud
+    from terway_core.eni.pool import Pool
     from terway_core.store import Store
 
 __all__ = [
@@ -167,6 +168,7 @@ class Services:
 
     :param options: the driver's own section of the configuration.
     :param cloud: OpenAPI and instance metadata; nothing is contacted before its first use.
+    :param eni_pool: starts the node's pool of ENIs for a use and returns it; CloudError while it cannot.
     :param clock: seconds since the epoch. Everything that rests or expires asks it.
     """
 
@@ -174,6 +176,7 @@ class Services:
     node: Node
     store: Store
     cloud: Cloud
+    eni_pool: Callable[[Literal["shared", "exclusive"]], Pool]
     clock: Callable[[], float]
 
 

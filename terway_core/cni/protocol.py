@@ -150,9 +150,9 @@ def result(
 ) -> dict[str, Any]:
     """The success object of an ADD, in the format of ``cni_version`` (SPEC.md, "Success").
 
-    Shown are the ends of each veth and links that moved in, the pod's own interface last; the lease's addresses; and the pod's
-    default routes, which are the only ones that a later plugin of the chain can make sense of. What
-    ``prev_result`` holds comes first and stays as it is.
+    Shown are the ends of each veth and links that moved in, the pod's own interface last; the lease's
+    addresses; and the pod's default routes, which are the only ones that a later plugin of the chain can
+    make sense of. What ``prev_result`` holds comes first and stays as it is.
     """
     previous = prev_result or {}
     interfaces = [*(previous.get("interfaces") or ()), *_interfaces(attachment, wiring, cni_version)]

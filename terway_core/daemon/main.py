@@ -74,7 +74,9 @@ class Daemon:
         self.metrics = Metrics(self._count_attachments)
         self.line = WorkQueue(config.workers, waited=self.metrics.queue_seconds.observe)
         self.metrics.queue_length.set_function(lambda: len(self.line))
-        self.starter = Starter(config, self.drivers, self.store, Cloud(config.cloud), clock)
+        self.starter = Starter(
+            config, self.drivers, self.store, Cloud(config.cloud), self.engine.find_link, clock
+        )
         self._shared = SharedObjects(self.engine)
         self.lifecycle = Lifecycle(
             store=self.store,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from terway_core.cloud import Cloud
 from terway_core.config import Config
@@ -13,6 +14,10 @@ from terway_core.registry import Drivers
 from terway_core.store import Store
 from terway_core.types import Node, Services
 
+if TYPE_CHECKING:
+    from terway_core.eni.pool import Pool
+    from terway_core.wiring.netlink import FoundLink
+
 log = logging.getLogger(__name__)
 
 
@@ -20,17 +25,26 @@ class Starter:
     """Knows who this node is and which drivers run.
 
     :ivar unavailable: mode → why it is not started. Empty when everything serves.
+    :ivar pool: the node's ENIs; None when no driver has asked for them.
     """
 
     def __init__(
-        self, config: Config, drivers: Drivers, store: Store, cloud: Cloud, clock: Callable[[], float]
+        self,
+        config: Config,
+        drivers: Drivers,
+        store: Store,
+        cloud: Cloud,
+        find_link: Callable[[str], FoundLink | None],
+        clock: Callable[[], float],
     ) -> None:
         self._config = config
         self._drivers = drivers
         self._store = store
         self._cloud = cloud
         self._clock = clock
+        self._find_link = find_link
         self._node: Node | None = None
+        self.pool: Pool | None = None
         self.unavailable: dict[str, str] = dict.fromkeys(config.drivers, "the daemon is starting")
 
     def node(self) -> Node:
@@ -58,6 +72,7 @@ class Starter:
                 node=self._node,
                 store=self._store,
                 cloud=self._cloud,
+                eni_pool=self._start_pool,
                 clock=self._clock,
             )
             try:
@@ -72,6 +87,16 @@ class Starter:
                 del self.unavailable[mode]
                 log.info("driver started", extra={"driver": mode})
 
+    def _start_pool(self, use: Literal["shared", "exclusive"]) -> Pool:
+        from terway_core.eni.pool import Pool  # not every node has ENIs to manage
+
+        if self.pool is None:
+            self.pool = Pool(
+                self._store, self._cloud, self._config.pool, find_link=self._find_link, clock=self._clock
+            )
+        self.pool.start(use)
+        return self.pool
+
     def stop(self) -> None:
         """Stop what runs; a driver that fails to stop keeps nobody else from it."""
         for mode in self.started():
@@ -79,3 +104,5 @@ class Starter:
                 self._drivers.stop(mode)
             except TerwayError as error:
                 log.error("driver did not stop", extra={"driver": mode, "problem": str(error)})
+        if self.pool:
+            self.pool.stop()

@@ -146,8 +146,7 @@ def addresses_of(eni: Eni, found: ecs.NetworkInterface) -> tuple[EniAddress, ...
     """All addresses that the cloud says an ENI has, as free ones; a prefix counts with each of its own."""
     every: tuple[IPAddress, ...] = (*found.ipv4, *found.ipv6)
     single = [
-        EniAddress(token=eni.token, address=address, primary=address == found.primary_ip)
-        for address in every
+        EniAddress(token=eni.token, address=address, primary=address == found.primary_ip) for address in every
     ]
     blocks = [
         EniAddress(token=eni.token, address=address, block=block)

@@ -18,13 +18,14 @@ from terway_core.cloud.metadata import Identity
 from terway_core.config import PoolConfig
 from terway_core.eni.ledger import Ledger
 from terway_core.eni.machine import Machine
-from terway_core.eni.model import EniAddress, EniState, Holds, Limits, Tags, Use
+from terway_core.eni.model import Eni, EniAddress, EniState, Holds, Limits, Tags, Use
 from terway_core.eni.planner import Planner, View
 from terway_core.eni.reconcile import Reconciler, primary_of
 from terway_core.eni.rows import Grant, Rows
 from terway_core.eni.supplier import Place, Supplier
 from terway_core.errors import CloudError, InvalidConfig, NoAddress, RetryLater, TerwayError
 from terway_core.store import Store
+from terway_core.wiring.netlink import FoundLink
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ LONGEST_PAUSE: Final = 30.0
 class Pool:
     """The ENIs of this node. :meth:`start` it before anything else.
 
-    :param has_link: whether the host's namespace has a link with this MAC address.
+    :param find_link: the link of the host's namespace that has this MAC address.
     :param clock: seconds since the epoch.
     """
 
@@ -47,12 +48,12 @@ class Pool:
         cloud: Cloud,
         config: PoolConfig,
         *,
-        has_link: Callable[[str], bool],
+        find_link: Callable[[str], FoundLink | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cloud = cloud
         self._config = config
-        self._has_link = has_link
+        self._find_link = find_link
         self._clock = clock
         self._ledger = Ledger(store)
         self._rows = Rows(self._ledger, config.families)
@@ -107,7 +108,7 @@ class Pool:
             self._cloud,
             tags,
             prefix_mode=self._config.prefix_mode,
-            has_link=self._has_link,
+            has_link=lambda mac: self._find_link(mac) is not None,
             clock=self._clock,
         )
         supplier = Supplier(
@@ -181,6 +182,16 @@ class Pool:
         self._rows.keep(grant)
         return grant
 
+    def link_of(self, eni: Eni) -> FoundLink:
+        """The host's link of an ENI.
+
+        :raises RetryLater: it is not there, or in a pod.
+        """
+        link = self._find_link(eni.mac)
+        if link is None:
+            raise RetryLater(f"the host has no link with MAC address {eni.mac}, that of {eni.eni_id}")
+        return link
+
     def release(self, owner: str) -> bool:
         """Give back what ``owner`` has; it rests. False when it has nothing."""
         with self._rows.changed:
@@ -195,6 +206,11 @@ class Pool:
         owners = self._rows.owners()
         dead = sorted(owners - set(self._ledger.journalled()))
         return [f"addresses of {owner}" for owner in dead if self.release(owner)]
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """What a pod gets an address of."""
+        return self._config.families
 
     @property
     def holds(self) -> Holds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import pytest
 
-from terway_core.errors import NoAddress
+from terway_core.errors import CloudError, NoAddress
 from terway_core.registry import DRIVERS_GROUP, Drivers
 from terway_core.testing.fakes import FakeClock, NoCloud, WatchedStore, make_attachment
 from terway_core.types import Attachment, GcReport, Lease, Node, Outcome, Services, Wiring
 
 if TYPE_CHECKING:
     from terway_core.cloud import Cloud
+    from terway_core.eni.model import Use
+    from terway_core.eni.pool import Pool
 
 __all__ = ["DAY", "MOST", "ConformanceBase", "Rig"]
 
@@ -106,6 +108,15 @@ class ConformanceBase:
         return NoCloud()
 
     @pytest.fixture
+    def eni_pool(self) -> Callable[[str], object]:
+        """What the driver gets as ``services.eni_pool``: a function of ``shared`` or ``exclusive``."""
+
+        def none(use: str) -> object:
+            raise CloudError(f"there is no {use} ENI pool in this test; override the fixture `eni_pool`")
+
+        return none
+
+    @pytest.fixture
     def node(self, families: tuple[int, ...]) -> Node:
         """The node that the driver is told it runs on. Its addresses are of the documentation networks."""
         every = {
@@ -123,12 +134,18 @@ class ConformanceBase:
         options: Mapping[str, Any],
         node: Node,
         cloud: object,
+        eni_pool: Callable[[str], object],
         terway_store: WatchedStore,
         terway_clock: FakeClock,
     ) -> Services:
         """What the driver is started with."""
         return Services(
-            options=options, node=node, store=terway_store, cloud=cast("Cloud", cloud), clock=terway_clock
+            options=options,
+            node=node,
+            store=terway_store,
+            cloud=cast("Cloud", cloud),
+            eni_pool=cast("Callable[[Use], Pool]", eni_pool),
+            clock=terway_clock,
         )
 
     @pytest.fixture

@@ -1,0 +1,152 @@
+"""The hooks of the eni mode.
+
+The pod's ``eth0`` is an ENI of its own, and the VPC's gateway its next hop: traffic does not pass the host.
+Services are the exception, because kube-proxy works in the host's stack: ``veth1`` leads there.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface, ip_network
+from typing import TYPE_CHECKING, Final
+
+from terway_core.errors import RetryLater
+from terway_core.hookspecs import hookimpl
+from terway_core.types import (
+    Attachment,
+    GcReport,
+    IPInterface,
+    IPNetwork,
+    Lease,
+    Node,
+    Outcome,
+    Problem,
+    Services,
+    Wiring,
+)
+from terway_core.wiring import nft
+from terway_core.wiring.objects import (
+    Address,
+    LinkUp,
+    Masquerade,
+    MoveLink,
+    Neighbor,
+    Route,
+    Sysctl,
+    Veth,
+    WiringObject,
+)
+from terway_core.wiring.veth import FAMILIES, ipv6_sysctls
+from terway_driver_eni.options import Options, parse
+
+if TYPE_CHECKING:
+    from terway_core.eni.pool import Pool
+
+#: The pod's end of the pair that leads into the host's stack.
+HOST_PEER: Final = "veth1"
+
+
+class EniDriver:
+    """ENIs from the node's pool; wiring by moving them."""
+
+    def __init__(self) -> None:
+        self._options = Options()
+        self._pool: Pool | None = None
+
+    @hookimpl
+    def terway_start(self, services: Services) -> None:
+        self._options = parse(services.options)
+        self._pool = services.eni_pool("exclusive")
+
+    @hookimpl
+    def terway_allocate(self, attachment: Attachment, node: Node) -> Lease:
+        pool = self._started()
+        grant = pool.allocate(str(attachment.key), "exclusive")
+        ordered = sorted(grant.addresses, key=lambda row: row.primary)  # the primary one wins
+        first = {row.address.version: row.address for row in ordered}
+        versions = [version for version in pool.families if version in first]
+        return Lease(
+            addresses=tuple(ip_interface(first[version]) for version in versions),
+            gateways=tuple(grant.eni.gateway(version) for version in versions),
+            data={"eni": grant.eni.eni_id, "mac": grant.eni.mac},
+        )
+
+    @hookimpl
+    def terway_setup(self, attachment: Attachment, lease: Lease, node: Node) -> Wiring:
+        dev = attachment.ifname
+        host: list[WiringObject] = [MoveLink(mac=str(lease.data["mac"]), name=dev, mtu=node.mtu)]
+        pod: list[WiringObject] = [LinkUp(dev="lo")]
+        shared: list[WiringObject] = []
+        for address, gateway in zip(lease.addresses, lease.gateways, strict=True):
+            if address.version == 6:
+                pod += [
+                    *ipv6_sysctls(dev, forwarding=False),
+                    # The VPC knows who has the address; while it is tentative nobody is solicited.
+                    Sysctl(key=f"ipv6/conf/{dev}/accept_dad", value="0"),
+                ]
+            everywhere = FAMILIES[address.version].everywhere
+            pod += [Address(dev=dev, address=address), Route(dst=everywhere, dev=dev, via=gateway)]
+        if self._options.host_peer and dev == "eth0":
+            self._add_host_peer(attachment, lease, node, shared, host, pod)
+        return Wiring(node=tuple(shared), host=tuple(host), pod=tuple(pod))
+
+    @hookimpl
+    def terway_teardown(self, attachment: Attachment, lease: Lease | None) -> Outcome:
+        return Outcome(changed=self._started().release(str(attachment.key)))
+
+    @hookimpl
+    def terway_gc(self, live: tuple[Attachment, ...], node: Node) -> GcReport:
+        pool = self._started()
+        return GcReport(released=tuple(pool.collect()), problems=tuple(pool.problems))
+
+    @hookimpl
+    def terway_preflight(self, node: Node) -> list[Problem]:
+        return [problem] if (problem := nft.preflight()) else []
+
+    def _add_host_peer(
+        self,
+        attachment: Attachment,
+        lease: Lease,
+        node: Node,
+        shared: list[WiringObject],
+        host: list[WiringObject],
+        pod: list[WiringObject],
+    ) -> None:
+        mac, pod_mac = attachment.mac("host"), attachment.mac("pod")
+        host_if = attachment.host_ifname
+        host.append(Veth(name=host_if, peer=HOST_PEER, mac=mac, peer_mac=pod_mac, mtu=node.mtu))
+        for address in lease.addresses:
+            family = FAMILIES[address.version]
+            shared += [
+                Sysctl(key=family.forwarding, value="1"),
+                # What the host sends on for the pod leaves by an ENI that does not own the pod's address.
+                Masquerade(src=ip_network(address.ip)),
+            ]
+            if address.version == 6:
+                host += ipv6_sysctls(host_if, forwarding=True)
+                pod += ipv6_sysctls(HOST_PEER, forwarding=False)
+            host += [
+                Neighbor(dev=host_if, address=address.ip, mac=pod_mac),
+                Route(dst=ip_network(address.ip), dev=host_if),
+            ]
+            pod += [
+                Address(dev=HOST_PEER, address=address),
+                Neighbor(dev=HOST_PEER, address=family.next_hop, mac=mac),
+                *(
+                    Route(dst=destination, dev=HOST_PEER, via=family.next_hop)
+                    for destination in self._by_host(address, node)
+                ),
+            ]
+
+    def _by_host(self, address: IPInterface, node: Node) -> list[IPNetwork]:
+        """Where packets of the address's family go by ``veth1``: Services, what was configured, the node."""
+        every = (
+            *node.service_cidrs,
+            *self._options.host_stack_cidrs,
+            *(ip_network(own) for own in node.addresses),
+        )
+        return list(dict.fromkeys(cidr for cidr in every if cidr.version == address.version))
+
+    def _started(self) -> Pool:
+        if self._pool is None:
+            raise RetryLater("the eni driver is not started, so the pool of ENIs is closed")
+        return self._pool
