@@ -78,6 +78,15 @@ _ADVICE: Final = (
     ("Forbbiden", "Allow {product}:{action} in the RAM policy of the key from {origin}."),  # sic
     ("Forbedden", "Allow {product}:{action} in the RAM policy of the key from {origin}."),  # sic
     ("NoPermission", "Allow {product}:{action} in the RAM policy of the key from {origin}."),
+    ("IpNotEnough", "Give back addresses of that vSwitch, or let ENIs be in another vSwitch of the zone."),
+    ("PrivateIpAddress", "Give back addresses of that vSwitch, or let ENIs be in another one of the zone."),
+    ("EniPerInstanceLimitExceeded", "No instance type has more ENIs than its quota; choose a larger one."),
+    ("MaxEniCountExceeded", "Delete ENIs that nobody needs, or ask for a higher quota."),
+    ("CountExceeded", "No ENI has more addresses than the quota of the instance type; choose a larger one."),
+    (
+        "SecurityGroupInstanceLimitExceed",
+        "Use another security group, or an enterprise one, which holds more.",
+    ),
     ("Quota", "Delete what nobody needs, or ask for a higher quota."),
     ("InvalidRegionId", "Check the setting cloud.region_id."),
 )

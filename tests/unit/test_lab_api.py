@@ -307,7 +307,7 @@ def test_the_lab_lists_calls_and_changes_behaviour(lab: Lab) -> None:
     assert key.access_key_secret not in reply.text
 
     url = f"http://{lab.endpoint}/lab/behaviour"
-    assert requests.get(url, timeout=5).json() == {"route_delay": 0.0, "limits": {}, "route_quota": 200}
+    assert requests.get(url, timeout=5).json() == Behaviour().model_dump()
     assert requests.patch(url, json={"route_quota": 1}, timeout=5).json()["route_quota"] == 1
     assert (lab.behaviour.route_quota, lab.behaviour.route_delay) == (1, 0.0)
     assert requests.patch(url, json={"route_delay": -1}, timeout=5).status_code == 400

@@ -37,7 +37,7 @@ def test_addresses_of_a_vswitch_without_those_of_the_vpc() -> None:
         for number in range(4)
     ]
     assert given == [ip_address(f"10.0.0.{last}") for last in (1, 2, 3, 4)]
-    with pytest.raises(ValueError, match=r"10\.0\.0\.5 is not free"):
+    with pytest.raises(ValueError, match="no address is free"):
         region.add_instance("one-too-many", instance_type="t", vswitch=vswitch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -82,8 +83,18 @@ class VSwitch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecurityGroup:
+    """A security group of a VPC; its rules are not simulated."""
+
+    security_group_id: str
+    vpc_id: str
+    name: str
+    created: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Instance:
-    """A running ECS instance with its primary ENI."""
+    """A running ECS instance, with what it was born with of its primary ENI."""
 
     instance_id: str
     name: str
@@ -97,6 +108,47 @@ class Instance:
     ipv6: IPv6Address | None
     ram_role: str
     created: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkInterface:
+    """An ENI.
+
+    :param type: that of a member of a trunk is ``Secondary``, as before it was attached.
+    :param instance_id: from ``Attaching`` to ``Detaching``; ``""`` otherwise. ``trunk_id`` likewise.
+    :param device_index: of a member, its VLAN id on the trunk.
+    """
+
+    network_interface_id: str
+    type: Literal["Primary", "Secondary", "Trunk"]
+    status: Literal["Available", "Attaching", "InUse", "Detaching", "Deleting"]
+    mac: str
+    vpc_id: str
+    vswitch_id: str
+    zone_id: str
+    private_ip: IPv4Address
+    secondary_ips: tuple[IPv4Address, ...] = ()
+    ipv4_prefixes: tuple[IPv4Network, ...] = ()
+    ipv6: tuple[IPv6Address, ...] = ()
+    security_group_ids: tuple[str, ...]
+    instance_id: str = ""
+    trunk_id: str = ""
+    device_index: int = 0
+    name: str = ""
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    delete_on_release: bool = True
+    created: float
+
+    @property
+    def ipv4(self) -> tuple[IPv4Address, ...]:
+        """All addresses but those of prefixes, the primary one first."""
+        return (self.private_ip, *self.secondary_ips)
+
+    @property
+    def plugged(self) -> bool:
+        """Whether the instance has it: from the end of attaching to the end of detaching."""
+        return self.status in ("InUse", "Detaching")
 
 
 @dataclass(frozen=True, kw_only=True)

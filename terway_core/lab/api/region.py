@@ -6,10 +6,9 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
-from itertools import islice
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 from pydantic import BaseModel, PrivateAttr
 
@@ -17,8 +16,10 @@ from terway_core.lab.api.model import (
     AccessKey,
     Instance,
     IPNetwork,
+    NetworkInterface,
     RouteEntry,
     RouteTable,
+    SecurityGroup,
     Vpc,
     VSwitch,
     new_id,
@@ -29,6 +30,9 @@ DEFAULT_RAM_ROLE: Final = "TerwayLabNodeRole"
 #: Where the cloud's own services are (DNS, metadata, OpenAPI); every route table has it.
 SERVICE_CIDR: Final = IPv4Network("100.64.0.0/10")
 
+#: Told of an ENI that came or changed, by its id; None: it is gone.
+InterfaceWatcher: TypeAlias = Callable[[str, NetworkInterface | None], None]
+
 
 class Region(BaseModel):
     """Everything that exists in one region, by id. Make one with :meth:`create` or :meth:`load`."""
@@ -36,13 +40,16 @@ class Region(BaseModel):
     region_id: str
     vpcs: dict[str, Vpc] = {}
     vswitches: dict[str, VSwitch] = {}
+    security_groups: dict[str, SecurityGroup] = {}
     instances: dict[str, Instance] = {}
+    network_interfaces: dict[str, NetworkInterface] = {}
     route_tables: dict[str, RouteTable] = {}
     route_entries: dict[str, RouteEntry] = {}
     access_keys: dict[str, AccessKey] = {}
 
     _path: Path | None = PrivateAttr(None)
     _clock: Callable[[], float] = PrivateAttr(time.time)
+    _watchers: list[InterfaceWatcher] = PrivateAttr(default_factory=list)
 
     @classmethod
     def create(
@@ -70,7 +77,7 @@ class Region(BaseModel):
         return self._clock()
 
     def add_vpc(self, cidr: str | IPv4Network, ipv6_cidr: str | IPv6Network | None = None) -> Vpc:
-        """A VPC with its system route table."""
+        """A VPC with its system route table and a security group."""
         vpc = Vpc(
             vpc_id=self._id("vpc"),
             cidr=IPv4Network(cidr),
@@ -85,8 +92,21 @@ class Region(BaseModel):
         self.vpcs[vpc.vpc_id] = vpc
         self.route_tables[table.table_id] = table
         self._add_system_route(vpc, SERVICE_CIDR, "service")
-        self._changed()
+        self.add_security_group(vpc, "default")
         return vpc
+
+    def add_security_group(self, vpc: Vpc, name: str) -> SecurityGroup:
+        """A security group of a VPC."""
+        group = SecurityGroup(
+            security_group_id=self._id("sg"), vpc_id=vpc.vpc_id, name=name, created=self.now()
+        )
+        self.security_groups[group.security_group_id] = group
+        self._changed()
+        return group
+
+    def security_groups_of(self, vpc_id: str) -> list[SecurityGroup]:
+        """The security groups of one VPC; the first is its default."""
+        return [group for group in self.security_groups.values() if group.vpc_id == vpc_id]
 
     def add_vswitch(
         self,
@@ -136,14 +156,10 @@ class Region(BaseModel):
         :param ram_role: the role whose STS credentials the metadata service hands out; ``""`` for none.
         :raises ValueError: the address is not free in the vSwitch, or none is.
         """
-        taken = {one.private_ip for one in self.instances.values() if one.vswitch_id == vswitch.vswitch_id}
-        if private_ip is None:
-            free = (address for address in islice(vswitch.cidr, 1, None) if address not in taken)
-            address = next(free)
-        else:
-            address = IPv4Address(private_ip)
-        if address in taken or not vswitch.assignable(address):
-            raise ValueError(f"{address} is not free in {vswitch.vswitch_id} {vswitch.cidr}")
+        address = IPv4Address(private_ip) if private_ip else next(self.free_ipv4(vswitch), None)
+        if address is None or address in self.taken(vswitch) or not vswitch.assignable(address):
+            what = f"{address} is not" if address else "no address is"
+            raise ValueError(f"{what} free in {vswitch.vswitch_id} {vswitch.cidr}")
         instance = Instance(
             instance_id=self._id("i"),
             name=name,
@@ -160,8 +176,77 @@ class Region(BaseModel):
             created=self.now(),
         )
         self.instances[instance.instance_id] = instance
-        self._changed()
+        self.put_interface(
+            NetworkInterface(
+                network_interface_id=instance.network_interface_id,
+                type="Primary",
+                status="InUse",
+                mac=instance.mac,
+                vpc_id=instance.vpc_id,
+                vswitch_id=instance.vswitch_id,
+                zone_id=instance.zone_id,
+                private_ip=address,
+                ipv6=(instance.ipv6,) if instance.ipv6 else (),
+                security_group_ids=(self.security_groups_of(instance.vpc_id)[0].security_group_id,),
+                instance_id=instance.instance_id,
+                created=instance.created,
+            )
+        )
         return instance
+
+    def add_interface(self, vswitch: VSwitch, **fields: Any) -> NetworkInterface:
+        """An ENI that is ``Available``. Checks nothing.
+
+        :param fields: those of :class:`NetworkInterface` that neither the vSwitch nor this region decide.
+        """
+        return self.put_interface(
+            NetworkInterface(
+                network_interface_id=self._id("eni"),
+                status="Available",
+                mac=new_mac(),
+                vpc_id=vswitch.vpc_id,
+                vswitch_id=vswitch.vswitch_id,
+                zone_id=vswitch.zone_id,
+                created=self.now(),
+                **fields,
+            )
+        )
+
+    def put_interface(self, eni: NetworkInterface) -> NetworkInterface:
+        """Store an ENI, new or changed."""
+        self.network_interfaces[eni.network_interface_id] = eni
+        self._interface_changed(eni.network_interface_id)
+        return eni
+
+    def drop_interface(self, eni: NetworkInterface) -> None:
+        """Forget an ENI; its addresses are free."""
+        del self.network_interfaces[eni.network_interface_id]
+        self._interface_changed(eni.network_interface_id)
+
+    def watch_interfaces(self, watcher: InterfaceWatcher) -> None:
+        """Have ``watcher`` called at every change from now on."""
+        self._watchers.append(watcher)
+
+    def interfaces_of(self, instance_id: str) -> list[NetworkInterface]:
+        """The ENIs of one instance, those about to come or go included; the primary one first."""
+        return [eni for eni in self.network_interfaces.values() if eni.instance_id == instance_id]
+
+    def taken(self, vswitch: VSwitch) -> set[IPv4Address]:
+        """The addresses of a vSwitch that ENIs have, prefixes included."""
+        enis = [eni for eni in self.network_interfaces.values() if eni.vswitch_id == vswitch.vswitch_id]
+        return {address for eni in enis for address in eni.ipv4} | {
+            address for eni in enis for prefix in eni.ipv4_prefixes for address in prefix
+        }
+
+    def taken_ipv6(self, vswitch: VSwitch) -> set[IPv6Address]:
+        """The IPv6 addresses of a vSwitch that ENIs have."""
+        enis = self.network_interfaces.values()
+        return {address for eni in enis if eni.vswitch_id == vswitch.vswitch_id for address in eni.ipv6}
+
+    def free_ipv4(self, vswitch: VSwitch) -> Iterator[IPv4Address]:
+        """The addresses of a vSwitch that an ENI may have and none has, from the lowest."""
+        taken = self.taken(vswitch)
+        return (one for one in vswitch.cidr if vswitch.assignable(one) and one not in taken)
 
     def add_access_key(self) -> AccessKey:
         """A permanent key pair that may do everything."""
@@ -222,6 +307,11 @@ class Region(BaseModel):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+    def _interface_changed(self, network_interface_id: str) -> None:
+        for watcher in self._watchers:
+            watcher(network_interface_id, self.network_interfaces.get(network_interface_id))
+        self._changed()
 
     def _changed(self) -> None:
         if self._path:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from aiohttp import web
 from pydantic import ValidationError
 
-from terway_core.lab.api.actions import routes
+from terway_core.lab.api.actions import eni, routes
 from terway_core.lab.api.faults import Fault, gateway_fault
 from terway_core.lab.api.idempotency import ClientTokens
-from terway_core.lab.api.params import decode
+from terway_core.lab.api.injection import InjectedFault
+from terway_core.lab.api.params import Request, decode
 from terway_core.lab.api.region import Region
-from terway_core.lab.api.service import ACTIONS, VERSIONS, Behaviour, RouteListener, Service
+from terway_core.lab.api.service import (
+    ACTIONS,
+    VERSIONS,
+    Action,
+    Behaviour,
+    InterfaceListener,
+    RouteListener,
+    Service,
+)
 from terway_core.lab.api.signature import Call, RawRequest, Verifier, decode_pairs, read_call
 from terway_core.lab.api.throttle import Throttle
 
@@ -33,6 +44,7 @@ class ServedCall:
 
     :param time: seconds since the epoch.
     :param params: the action's own parameters as sent; nothing of the signature.
+    :param status: 0 when the answer was lost.
     :param code: ``""`` when it succeeded.
     :param access_key_id: ``""`` when the caller did not prove who it is.
     """
@@ -58,6 +70,7 @@ def build_app(
     behaviour: Behaviour | None = None,
     on_route_added: RouteListener | None = None,
     on_route_removed: RouteListener | None = None,
+    on_interface_changed: InterfaceListener | None = None,
 ) -> web.Application:
     """The OpenAPI of ``region``; see the package's docstring. ``app[CALLS]`` is what it served."""
     service = Service(
@@ -65,6 +78,7 @@ def build_app(
         behaviour=behaviour or Behaviour(),
         on_route_added=on_route_added,
         on_route_removed=on_route_removed,
+        on_interface_changed=on_interface_changed,
     )
     gateway = _Gateway(service)
     app = web.Application()
@@ -76,11 +90,14 @@ def build_app(
     app.router.add_get("/lab/calls", _show_calls)
     app.router.add_get("/lab/behaviour", _show_behaviour)
     app.router.add_patch("/lab/behaviour", _change_behaviour)
+    app.router.add_post("/lab/faults", _add_fault)
+    app.router.add_delete("/lab/faults", _clear_faults)
     return app
 
 
 async def _run_service(app: web.Application) -> AsyncIterator[None]:
     routes.resume(app[SERVICE])
+    await eni.resume(app[SERVICE])
     yield
     await app[SERVICE].stop()
 
@@ -104,6 +121,30 @@ async def _change_behaviour(request: web.Request) -> web.Response:
     return await _show_behaviour(request)
 
 
+async def _add_fault(request: web.Request) -> web.Response:
+    try:
+        fault = InjectedFault.model_validate_json(await request.read())
+    except ValidationError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    request.app[SERVICE].behaviour.faults.append(fault)
+    return web.json_response(fault.model_dump())
+
+
+async def _clear_faults(request: web.Request) -> web.Response:
+    """``?id=`` any number of times; without one, all."""
+    faults = request.app[SERVICE].behaviour.faults
+    wanted = request.query.getall("id", [fault.id for fault in faults])
+    cleared = [fault for fault in faults if fault.id in wanted]
+    faults[:] = [fault for fault in faults if fault.id not in wanted]
+    return web.json_response({"cleared": [fault.model_dump() for fault in cleared]})
+
+
+def _hang_up(request: web.Request) -> web.Response:
+    if request.transport:
+        request.transport.abort()
+    return web.Response()  # nobody is there to read it
+
+
 class _Gateway:
     def __init__(self, service: Service) -> None:
         self.calls: deque[ServedCall] = deque(maxlen=CALLS_KEPT)
@@ -119,9 +160,14 @@ class _Gateway:
         access_key_id, fault = "", None
         reply: dict[str, Any] = {}
         now = self._service.region.now()
+        behaviour = self._service.behaviour
+        lost = None
         try:
             call = read_call(raw)
+            if behaviour.fault("down", call.action, now):
+                return _hang_up(request)
             access_key_id = self._verifier.verify(raw, now).access_key_id
+            lost = behaviour.fault("lost", call.action, now)
             reply = await self._dispatch(call, now)
         except Fault as refused:
             fault = refused
@@ -140,7 +186,7 @@ class _Gateway:
                 product=product,
                 action=call.action,
                 params=dict(call.params),
-                status=status,
+                status=0 if lost else status,
                 code=code,
                 request_id=request_id,
                 access_key_id=access_key_id,
@@ -148,6 +194,8 @@ class _Gateway:
             )
         )
         log.info("%s %s: %s, request %s", product, call.action, code or "OK", request_id)
+        if lost:
+            return _hang_up(request)
         return web.json_response(
             {"RequestId": request_id, **reply}, status=status, headers={"x-acs-request-id": request_id}
         )
@@ -157,15 +205,24 @@ class _Gateway:
         if action is None:
             raise gateway_fault(404, "InvalidAction.NotFound", "Specified api is not found.")
         self._throttle.admit(call.action, self._service.behaviour.limits, now)
+        if error := self._service.behaviour.fault("error", call.action, now):
+            raise error.refusal
         request = decode(action.request, call.params)
 
         async def run() -> dict[str, Any]:
-            return await action.handler(self._service, request)
+            return await self._run(action, request, now)
 
         token = getattr(request, "client_token", "")
         if not token:
             return await run()
         return await self._tokens.once(action.name, token, call.params, now, run)
+
+    async def _run(self, action: Action, request: Request, now: float) -> dict[str, Any]:
+        subject = getattr(request, "network_interface_id", "") if action.exclusive else ""
+        with self._service.changing(subject) if subject else nullcontext():
+            if slow := self._service.behaviour.fault("slow", action.name, now):
+                await asyncio.sleep(slow.seconds)
+            return await action.handler(self._service, request)
 
     def _error_body(self, fault: Fault, product: str, request_id: str) -> dict[str, Any]:
         host = f"{product.lower() or 'gateway'}.{self._service.region.region_id}.aliyuncs.com"

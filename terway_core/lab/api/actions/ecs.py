@@ -1,19 +1,32 @@
-"""Instances, read."""
+"""Instances, their types and security groups, read."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 
-from terway_core.lab.api.model import Instance, timestamp
+from terway_core.lab.api.actions.eni_describe import interface_reply
+from terway_core.lab.api.instance_types import INSTANCE_TYPES, InstanceType
+from terway_core.lab.api.model import Instance, SecurityGroup, timestamp
 from terway_core.lab.api.paging import token_page
 from terway_core.lab.api.params import Request
 from terway_core.lab.api.service import Service, action, check_region
 
 #: ECS sends some lists as the text of a JSON array.
 JsonList = Annotated[tuple[str, ...], BeforeValidator(json.loads)]
+
+#: What DescribeInstances tells of an ENI, beside its primary address.
+_INTERFACE_FIELDS: Final = (
+    "NetworkInterfaceId",
+    "MacAddress",
+    "Type",
+    "PrivateIpSets",
+    "Ipv6Sets",
+    "Ipv4PrefixSets",
+    "Ipv6PrefixSets",
+)
 
 
 class DescribeInstancesRequest(Request):
@@ -51,8 +64,7 @@ async def describe_instances(service: Service, request: DescribeInstancesRequest
 
 
 def _instance(service: Service, instance: Instance) -> dict[str, Any]:
-    address = str(instance.private_ip)
-    ipv6 = [{"Ipv6Address": str(instance.ipv6)}] if instance.ipv6 else []
+    enis = service.region.interfaces_of(instance.instance_id)
     return {
         "InstanceId": instance.instance_id,
         "InstanceName": instance.name,
@@ -66,19 +78,97 @@ def _instance(service: Service, instance: Instance) -> dict[str, Any]:
         "VpcAttributes": {
             "VpcId": instance.vpc_id,
             "VSwitchId": instance.vswitch_id,
-            "PrivateIpAddress": {"IpAddress": [address]},
+            "PrivateIpAddress": {"IpAddress": [str(instance.private_ip)]},
         },
+        "SecurityGroupIds": {"SecurityGroupId": list(enis[0].security_group_ids)},
         "NetworkInterfaces": {
             "NetworkInterface": [
                 {
-                    "NetworkInterfaceId": instance.network_interface_id,
-                    "MacAddress": instance.mac,
-                    "PrimaryIpAddress": address,
-                    "Type": "Primary",
-                    "PrivateIpSets": {"PrivateIpSet": [{"PrivateIpAddress": address, "Primary": True}]},
-                    "Ipv6Sets": {"Ipv6Set": ipv6},
+                    **{name: reply[name] for name in _INTERFACE_FIELDS},
+                    "PrimaryIpAddress": reply["PrivateIpAddress"],
                 }
+                for reply in map(interface_reply, enis)
             ]
         },
+        "Tags": {"Tag": []},
+    }
+
+
+class DescribeInstanceTypesRequest(Request):
+    instance_types: tuple[str, ...] = Field((), max_length=10)
+    next_token: str = ""
+    max_results: int = Field(100, ge=1, le=100)
+
+
+@action("Ecs", "DescribeInstanceTypes")
+async def describe_instance_types(service: Service, request: DescribeInstanceTypesRequest) -> dict[str, Any]:
+    """All types, or those named; unknown ones are left out. The same in every region."""
+    wanted = [
+        one
+        for one in INSTANCE_TYPES.values()
+        if not request.instance_types or one.name in request.instance_types
+    ]
+    shown, token = token_page(wanted, lambda one: one.name, request.next_token, request.max_results)
+    return {"NextToken": token, "InstanceTypes": {"InstanceType": [_instance_type(one) for one in shown]}}
+
+
+def _instance_type(kind: InstanceType) -> dict[str, Any]:
+    return {
+        "InstanceTypeId": kind.name,
+        "InstanceTypeFamily": kind.name.rpartition(".")[0],
+        "CpuCoreCount": kind.cores,
+        "MemorySize": float(kind.memory),
+        "EniQuantity": kind.enis,
+        "EniTotalQuantity": kind.total_enis,
+        "EniPrivateIpAddressQuantity": kind.ipv4,
+        "EniIpv6AddressQuantity": kind.ipv6,
+        "EniTrunkSupported": kind.trunk,
+        "EriQuantity": 0,
+    }
+
+
+class DescribeSecurityGroupsRequest(Request):
+    region_id: str
+    vpc_id: str = ""
+    security_group_id: str = ""
+    security_group_ids: Annotated[JsonList | None, Field(max_length=100)] = None
+    security_group_name: str = ""
+    next_token: str = ""
+    max_results: int = Field(10, ge=1, le=100)
+
+
+@action("Ecs", "DescribeSecurityGroups")
+async def describe_security_groups(
+    service: Service, request: DescribeSecurityGroupsRequest
+) -> dict[str, Any]:
+    """Filters are AND-ed; unknown ids give an empty list."""
+    check_region(service.region, request.region_id)
+    groups = [
+        group
+        for group in service.region.security_groups.values()
+        if request.vpc_id in ("", group.vpc_id)
+        and request.security_group_id in ("", group.security_group_id)
+        and (request.security_group_ids is None or group.security_group_id in request.security_group_ids)
+        and request.security_group_name in ("", group.name)
+    ]
+    shown, token = token_page(
+        groups, lambda one: one.security_group_id, request.next_token, request.max_results
+    )
+    return {
+        "RegionId": service.region.region_id,
+        "TotalCount": len(groups),
+        "NextToken": token,
+        "SecurityGroups": {"SecurityGroup": [_security_group(group) for group in shown]},
+    }
+
+
+def _security_group(group: SecurityGroup) -> dict[str, Any]:
+    return {
+        "SecurityGroupId": group.security_group_id,
+        "SecurityGroupName": group.name,
+        "SecurityGroupType": "normal",
+        "VpcId": group.vpc_id,
+        "CreationTime": timestamp(group.created),
+        "ServiceManaged": False,
         "Tags": {"Tag": []},
     }

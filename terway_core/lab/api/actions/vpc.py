@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from terway_core.lab.api.addresses import available
 from terway_core.lab.api.model import RouteTable, Vpc, VSwitch, timestamp
 from terway_core.lab.api.paging import NumberedPage
 from terway_core.lab.api.service import Service, action, check_region
@@ -102,7 +103,6 @@ def _vpc(service: Service, vpc: Vpc) -> dict[str, Any]:
 
 
 def _vswitch(service: Service, vswitch: VSwitch) -> dict[str, Any]:
-    taken = sum(one.vswitch_id == vswitch.vswitch_id for one in service.region.instances.values())
     return {
         "VSwitchId": vswitch.vswitch_id,
         "VpcId": vswitch.vpc_id,
@@ -111,7 +111,7 @@ def _vswitch(service: Service, vswitch: VSwitch) -> dict[str, Any]:
         "CidrBlock": str(vswitch.cidr),
         "Ipv6CidrBlock": str(vswitch.ipv6_cidr or ""),
         "EnabledIpv6": vswitch.ipv6_cidr is not None,
-        "AvailableIpAddressCount": vswitch.usable - taken,
+        "AvailableIpAddressCount": available(service.region, vswitch),
         "RouteTable": {
             "RouteTableId": service.region.vpcs[vswitch.vpc_id].route_table_id,
             "RouteTableType": "System",
