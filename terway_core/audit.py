@@ -1,4 +1,4 @@
-"""Compares what should be with what is: the journal, its address table, the spool and the kernel.
+"""Compares what should be with what is: the journal, its addresses, the spool, the kernel, and the cloud.
 
 Works with and without a daemon, and changes nothing. While pods come and go a difference may be one that is
 just being made; what is still there the second time is real.
@@ -10,7 +10,9 @@ import json
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 
+from terway_core.cloud import Cloud
 from terway_core.config import Config
+from terway_core.eni.audit import audit_enis
 from terway_core.errors import IOFailure
 from terway_core.store import Record, State, Store
 from terway_core.wiring.inspect import HostState, diff
@@ -32,6 +34,7 @@ def audit(config: Config) -> list[str]:
         try:
             records = store.records()
             found += _addresses(store, records)
+            found += audit_enis(store, Cloud(config.cloud), config.pool)
         finally:
             store.close()
     for record in records:

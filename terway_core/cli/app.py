@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from terway_core import __version__
-from terway_core.cli import cni, drivers, lab, node, pods
+from terway_core.cli import cni, drivers, enis, lab, node, pods
 from terway_core.cli.common import ConfigFile
 
 
@@ -25,6 +25,8 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
     app.command()(daemon)
     app.add_typer(drivers.app, name="drivers")
     app.add_typer(pods.app, name="pods")
+    app.add_typer(enis.enis, name="enis")
+    app.add_typer(enis.pool, name="pool")
     app.command()(node.status)
     app.command()(node.doctor)
     app.command()(node.gc)

@@ -25,14 +25,16 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def ask(sock: Path, method: str, path: str) -> Any:
+def ask(sock: Path, method: str, path: str, body: object = None) -> Any:
     """The JSON that the daemon answers, whatever its HTTP status.
+
+    :param body: sent as JSON with a POST.
 
     :raises IOFailure: nobody answers at the socket, or not in JSON.
     """
     connection = _UnixConnection(sock)
     try:
-        connection.request(method, path, headers={"Content-Length": "0"} if method == "POST" else {})
+        connection.request(method, path, json.dumps(body) if method == "POST" else None)
         return json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise IOFailure(

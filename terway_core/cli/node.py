@@ -76,7 +76,7 @@ def gc(
 
 
 def audit_node(config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Compare journal, addresses, spool and kernel; name each difference, exit 1 if there is one."""
+    """Compare journal, spool, kernel and cloud; name each difference, exit 1 if there is one."""
     from terway_core.audit import audit
 
     differences = audit(load_config(config))

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from terway_core.daemon.queue import WorkQueue
 from terway_core.daemon.server import Server
 from terway_core.daemon.shared import SharedObjects
 from terway_core.daemon.starter import Starter
+from terway_core.eni.model import Holds
 from terway_core.errors import IOFailure, RetryLater, TerwayError
 from terway_core.registry import Drivers
 from terway_core.store import Store
@@ -72,6 +74,13 @@ class Daemon:
         self.store = Store(config.database)
         self.engine = Engine()
         self.metrics = Metrics(self._count_attachments)
+        self.metrics.watch("terway_enis", "ENIs of this node.", ["use", "state"], self._count_enis)
+        self.metrics.watch(
+            "terway_eni_addresses", "Addresses on shared ENIs.", ["eni", "state"], self._count_addresses
+        )
+        self.metrics.watch(
+            "terway_pool_deficit", "Pods that wait for an address or an ENI.", ["use"], self._count_waiting
+        )
         self.line = WorkQueue(config.workers, waited=self.metrics.queue_seconds.observe)
         self.metrics.queue_length.set_function(lambda: len(self.line))
         self.starter = Starter(
@@ -305,6 +314,26 @@ class Daemon:
             )
         return pods
 
+    def enis(self) -> dict[str, Any]:
+        """For ``terway enis`` and ``terway pool``."""
+        pool = self.starter.pool
+        if pool is None:
+            return {"enis": [], "holds": None, "problems": []}
+        return {"enis": pool.describe(), "holds": asdict(pool.holds), "problems": list(pool.problems)}
+
+    def hold(self, *, releasing: bool | None = None, calling: bool | None = None) -> dict[str, Any]:
+        """Set the pool's switches; None leaves one as it is."""
+        pool = self.starter.pool
+        if pool is not None:
+            old = pool.holds
+            pool.hold(
+                Holds(
+                    releasing=old.releasing if releasing is None else bool(releasing),
+                    calling=old.calling if calling is None else bool(calling),
+                )
+            )
+        return self.enis()
+
     def driver_states(self) -> list[dict[str, Any]]:
         """For operators: the installed drivers and whether they run here."""
         return [
@@ -320,7 +349,17 @@ class Daemon:
             for info in self.drivers.infos
         ]
 
-    def _count_attachments(self) -> dict[tuple[str, str], int]:
+    def _count_enis(self) -> Counter[tuple[str, ...]]:
+        return Counter((eni["use"], eni["state"]) for eni in self.enis()["enis"])
+
+    def _count_addresses(self) -> Counter[tuple[str, ...]]:
+        shared = [eni for eni in self.enis()["enis"] if eni["use"] == "shared"]
+        return Counter((eni["eni"], address["state"]) for eni in shared for address in eni["addresses"])
+
+    def _count_waiting(self) -> Counter[tuple[str, ...]]:
+        return Counter((use,) for use in (self.starter.pool.waiting() if self.starter.pool else ()))
+
+    def _count_attachments(self) -> dict[tuple[str, ...], int]:
         return dict(Counter((record.driver, record.state.value) for record in self.store.records()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,7 +19,7 @@ class Metrics:
     :param attachments: (driver, state) → how many, counted when somebody asks.
     """
 
-    def __init__(self, attachments: Callable[[], dict[tuple[str, str], int]]) -> None:
+    def __init__(self, attachments: Callable[[], Mapping[tuple[str, ...], int]]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "terway_cni_requests",
@@ -60,24 +60,41 @@ class Metrics:
             ["driver"],
             registry=self.registry,
         )
-        self.registry.register(_Attachments(attachments))
+        self.watch("terway_attachments", "Attachments in the journal.", ["driver", "state"], attachments)
+
+    def watch(
+        self,
+        name: str,
+        documentation: str,
+        labels: list[str],
+        count: Callable[[], Mapping[tuple[str, ...], int]],
+    ) -> None:
+        """A gauge that is counted when somebody asks: values of ``labels`` → how many."""
+        self.registry.register(_Counted(name, documentation, labels, count))
 
     def render(self) -> bytes:
         """The text format."""
         return generate_latest(self.registry)
 
 
-class _Attachments(Collector):
-    def __init__(self, count: Callable[[], dict[tuple[str, str], int]]) -> None:
+class _Counted(Collector):
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: list[str],
+        count: Callable[[], Mapping[tuple[str, ...], int]],
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
         self._count = count
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        family = GaugeMetricFamily(
-            "terway_attachments", "Attachments in the journal.", labels=["driver", "state"]
-        )
+        family = GaugeMetricFamily(self._name, self._documentation, labels=self._labels)
         for labels, number in sorted(self._count().items()):
             family.add_metric(labels, number)
         yield family
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        return []  # registering must not read the journal
+        return []  # registering must not count

@@ -92,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._send_json(daemon.pods())
             case "/v1/drivers":
                 self._send_json(daemon.driver_states())
+            case "/v1/enis":
+                self._send_json(daemon.enis())
             case "/v1/status":
                 self._send_json(daemon.status())
             case path:
@@ -111,8 +113,17 @@ class Handler(BaseHTTPRequestHandler):
             case "/v1/gc":
                 dry_run = parse_qs(url.query).get("dry_run", ["false"])[-1] == "true"
                 self._send_json(self.server.daemon.collect(dry_run=dry_run).to_json())
+            case "/v1/pool/holds":
+                self._hold(body)
             case path:
                 self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
+
+    def _hold(self, body: bytes) -> None:
+        try:
+            holds = json.loads(body)
+            self._send_json(self.server.daemon.hold(**holds))
+        except (ValueError, TypeError) as error:
+            self._send_json({"error": f"not the pool's switches: {error}"}, HTTPStatus.BAD_REQUEST)
 
     def _serve_cni(self, body: bytes) -> None:
         start = time.monotonic()

@@ -39,8 +39,10 @@ class Ledger:
         )
 
     def load(self) -> tuple[list[Eni], list[EniAddress]]:
-        """All rows."""
+        """All rows; none when nobody has written any yet."""
         with self._store.read() as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name='eni_addresses'").fetchone():
+                return [], []
             enis = [_eni.validate_json(text) for (text,) in db.execute("SELECT eni FROM enis")]
             addresses = [
                 EniAddress(

@@ -372,6 +372,11 @@ class Pool:
         """What the last comparison with the cloud found wrong and could not mend."""
         return self._reconciler.problems if self._reconciler else ()
 
+    def waiting(self) -> list[Use]:
+        """What those in line wait for."""
+        with self._rows.changed:
+            return [ticket.use for ticket in self._tickets]
+
     def describe(self) -> list[dict[str, Any]]:
         """For people and metrics: each ENI, and its addresses by state."""
         now = self._clock()
