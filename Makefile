@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 # Debian packages: what a node needs, and what the tests drive besides.
 APT_NODE := python3-venv libnftables1
-APT_TEST := busybox-static containerd iproute2 nftables runc
+APT_TEST := busybox-static containerd containernetworking-plugins iproute2 nftables runc
 
 .PHONY: demo test check bench format constraints clean apt-node apt-test
 

@@ -1,0 +1,1 @@
+"""containerd and runc on a node of the lab, on a machine of their own."""
