@@ -34,6 +34,8 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        if store.read_only:
+            return
         store.write(
             lambda db: [db.execute(statement) for statement in _SCHEMA.split(";") if statement.strip()]
         )
