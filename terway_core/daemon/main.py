@@ -141,7 +141,7 @@ class Daemon:
             log.info("stopped")
 
     def stop(self) -> None:
-        """End :meth:`run`; may be called from a signal handler."""
+        """End :meth:`run`; called from another thread."""
         self._stopping.set()
 
     def _come_up(self) -> None:
@@ -369,9 +369,17 @@ def serve(config: Config) -> None:
     :raises TerwayError: it could not start.
     """
     logs.configure(config.log_level)
+    # Waited for by a thread, not handled: a handler interrupts the main thread wherever it is, also while it
+    # holds the lock that stop() needs. Blocked before there are threads, which inherit it.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     daemon = Daemon(config)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: daemon.stop())
+
+    def wait_for_signal() -> None:
+        signal.sigwait(signals)
+        daemon.stop()
+
+    threading.Thread(target=wait_for_signal, name="signals", daemon=True).start()
     daemon.run()
 
 

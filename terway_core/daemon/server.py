@@ -14,11 +14,12 @@ import socket
 import socketserver
 import struct
 import time
+from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from terway_core.cni.protocol import Command, Request, asked_version, parse_request
 from terway_core.errors import IOFailure, NotReady, RetryLater, TerwayError, UndecodableInput
@@ -77,55 +78,74 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         daemon = self.server.daemon
-        match urlsplit(self.path).path:
-            case "/healthz":
-                problems = daemon.health_problems()
-                self._send_json({"healthy": not problems, "problems": problems}, not problems)
-            case "/readyz":
-                problems = daemon.readiness_problems()
-                self._send_json({"ready": not problems, "problems": problems}, not problems)
-            case "/metrics":
-                from terway_core.daemon.metrics import CONTENT_TYPE
+        path, _, _ = self.path.partition("?")
+        with self._failure_told():
+            match path:
+                case "/healthz":
+                    problems = daemon.health_problems()
+                    self._send_json({"healthy": not problems, "problems": problems}, not problems)
+                case "/readyz":
+                    problems = daemon.readiness_problems()
+                    self._send_json({"ready": not problems, "problems": problems}, not problems)
+                case "/metrics":
+                    from terway_core.daemon.metrics import CONTENT_TYPE
 
-                self._send(HTTPStatus.OK, daemon.metrics.render(), CONTENT_TYPE)
-            case "/v1/pods":
-                self._send_json(daemon.pods())
-            case "/v1/drivers":
-                self._send_json(daemon.driver_states())
-            case "/v1/enis":
-                self._send_json(daemon.enis())
-            case "/v1/status":
-                self._send_json(daemon.status())
-            case path:
-                self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
+                    self._send(HTTPStatus.OK, daemon.metrics.render(), CONTENT_TYPE)
+                case "/v1/pods":
+                    self._send_json(daemon.pods())
+                case "/v1/drivers":
+                    self._send_json(daemon.driver_states())
+                case "/v1/enis":
+                    self._send_json(daemon.enis())
+                case "/v1/status":
+                    self._send_json(daemon.status())
+                case _:
+                    self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
 
     def do_POST(self) -> None:
-        url = urlsplit(self.path)
+        path, _, query = self.path.partition("?")
         try:
             body = self._read_body()
         except TerwayError as error:
             self.close_connection = True
-            self._send_json(error.to_cni("1.1.0"), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            self._send_json(error.to_cni("1.1.0"), HTTPStatus.BAD_REQUEST)
             return
-        match url.path:
-            case "/v1/cni":
-                self._serve_cni(body)
-            case "/v1/gc":
-                dry_run = parse_qs(url.query).get("dry_run", ["false"])[-1] == "true"
-                self._send_json(self.server.daemon.collect(dry_run=dry_run).to_json())
-            case "/v1/pool/holds":
-                self._hold(body)
-            case path:
-                self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
+        with self._failure_told():
+            match path:
+                case "/v1/cni":
+                    self._serve_cni(body)
+                case "/v1/gc":
+                    dry_run = parse_qs(query).get("dry_run", ["false"])[-1] == "true"
+                    self._send_json(self.server.daemon.collect(dry_run=dry_run).to_json())
+                case "/v1/pool/holds":
+                    self._hold(body)
+                case _:
+                    self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
+
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        try:
+            yield
+        except TerwayError as error:
+            self._send_json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _hold(self, body: bytes) -> None:
         try:
             holds = json.loads(body)
             self._send_json(self.server.daemon.hold(**holds))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             self._send_json({"error": f"not the pool's switches: {error}"}, HTTPStatus.BAD_REQUEST)
 
     def _serve_cni(self, body: bytes) -> None:
+        # A stop waits until the runtime has its answer.
+        with contextlib.ExitStack() as until_told:
+            status, answer = self._carry_out(body, until_told)
+            content = json.dumps(answer).encode() if answer is not None else b""
+            self._send(status, content, "application/json")
+
+    def _carry_out(
+        self, body: bytes, until_told: contextlib.ExitStack
+    ) -> tuple[HTTPStatus, dict[str, Any] | None]:
         start = time.monotonic()
         daemon = self.server.daemon
         command, version, code = "invalid", asked_version(body), 0
@@ -133,6 +153,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             request = parse_request(body)
             command = str(request.command)
+            if request.command is not Command.STATUS:
+                until_told.enter_context(daemon.admitted())
             answer = serve(daemon, request)
             status = HTTPStatus.OK
         except TerwayError as error:
@@ -148,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
         if code or log.isEnabledFor(logging.DEBUG):
             extra = {"command": command, "code": code, "seconds": round(seconds, 4), "answer": answer}
             log.log(logging.WARNING if code else logging.DEBUG, "cni", extra=extra)
-        self._send(status, json.dumps(answer).encode() if answer is not None else b"", "application/json")
+        return status, answer
 
     def _read_body(self) -> bytes:
         try:
@@ -196,7 +218,6 @@ def serve(daemon: Daemon, request: Request) -> dict[str, Any] | None:
             return None
         case Command.ADD, attachment if attachment:
             with (
-                daemon.admitted(),
                 lifecycle.turn_to_add(attachment) as cancellation,
                 daemon.line.place(timeout=LINE_TIMEOUT, cancellation=cancellation),
             ):
@@ -204,21 +225,16 @@ def serve(daemon: Daemon, request: Request) -> dict[str, Any] | None:
                     raise RetryLater(f"terway cannot serve yet: {'; '.join(problems)}")
                 return lifecycle.add(request, cancellation)
         case Command.DEL, attachment if attachment:
-            with (
-                daemon.admitted(),
-                lifecycle.turn_to_delete(attachment),
-                daemon.line.place(timeout=LINE_TIMEOUT),
-            ):
+            with lifecycle.turn_to_delete(attachment), daemon.line.place(timeout=LINE_TIMEOUT):
                 lifecycle.delete(request)
             return None
         case Command.CHECK, attachment if attachment:
-            with daemon.admitted(), lifecycle.turn(attachment), daemon.line.place(timeout=LINE_TIMEOUT):
+            with lifecycle.turn(attachment), daemon.line.place(timeout=LINE_TIMEOUT):
                 lifecycle.check(request)
             return None
         case Command.GC, _:
             # Without a place in the line: it waits for turns, whose holders may wait for a place.
-            with daemon.admitted():
-                lifecycle.collect(request)
+            lifecycle.collect(request)
             return None
         case _:
             raise TerwayError(f"{request.command} is not a command that the daemon serves")
