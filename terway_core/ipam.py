@@ -118,8 +118,11 @@ class AddressPool:
             return ip_address(row[0])
         now = self._clock()
         db.execute(
-            "DELETE FROM addresses WHERE pool=? AND owner IS NULL AND (rests_until<=? OR rests_until>?)",
-            (self.name, now, now + self._rest),
+            "DELETE FROM addresses WHERE pool=? AND owner IS NULL AND rests_until<=?", (self.name, now)
+        )
+        db.execute(  # the clock has jumped back
+            "UPDATE addresses SET rests_until=? WHERE pool=? AND owner IS NULL AND rests_until>?",
+            (now + self._rest, self.name, now + self._rest),
         )
         offset = self._free_offset(db)
         if offset is None:

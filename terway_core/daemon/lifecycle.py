@@ -241,7 +241,10 @@ class Lifecycle:
         :raises TerwayError: the wiring could not be removed, or the journal not be written.
         """
         if record.state is not State.RELEASING:
-            record = self._store.advance(record, State.UNWIRING)
+            if record.state is State.READY:
+                # Other states say already that it is not whole; and without a write a failed ADD is undone
+                # in the kernel also when the disk is full.
+                record = self._store.advance(record, State.UNWIRING)
             if record.wiring:
                 try:
                     with contextlib.ExitStack() as stack:
