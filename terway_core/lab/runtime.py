@@ -115,7 +115,11 @@ class Runtime:
 
     def pods(self) -> list[Sandbox]:
         """The sandboxes of this node, by name."""
-        return [Sandbox(**json.loads(path.read_text())) for path in sorted(self._node.pods.glob("*.json"))]
+        found = []
+        for path in sorted(self._node.pods.glob("*.json")):
+            with suppress(FileNotFoundError):  # removed since it was listed
+                found.append(Sandbox(**json.loads(path.read_text())))
+        return found
 
     # -- CNI ----------------------------------------------------------------------------------------------
 

@@ -189,6 +189,18 @@ def test_down_after_an_up_that_was_killed(lab, traces):
     assert traces.left() == []
 
 
+def test_down_after_a_down_that_was_killed(lab, traces):
+    build(lab)
+    Runtime(lab.node("node-1")).run_pod("web")
+    region = recall(lab.region_dir)
+    process = start(lab, "down")
+    wait_for(lambda: not region.alive)
+    process.kill()
+    process.communicate()
+    down(lab)
+    assert traces.left() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_up_that_is_interrupted_leaves_nothing(lab, traces, number):
     process = start(lab, "up", "--nodes", "1")
