@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -46,6 +47,8 @@ CREATE TABLE IF NOT EXISTS addresses (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS addresses_by_owner ON addresses (pool, owner);
 """
+
+_COLUMNS = "attachment, driver, state, created, netns_inode, lease, wiring, problem"
 
 _attachment: TypeAdapter[Attachment] = TypeAdapter(Attachment)
 _lease: TypeAdapter[Lease] = TypeAdapter(Lease)
@@ -105,12 +108,12 @@ class Store:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self.was_damaged: Path | None = None
-        self._read_only = read_only
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self.read_only = read_only
+        self._closed = False
+        self._readers: list[sqlite3.Connection] = []  # those that nobody uses at the moment
         self._lock = threading.Lock()
         if read_only:
-            self._reader()  # fail now, not at the first question
+            self.records()  # fail now, not at the first question
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -125,14 +128,17 @@ class Store:
 
     def close(self) -> None:
         """Finish what is queued and close the file."""
-        if not self._read_only:
-            self._queue.put(None)
-            self._thread.join()
-            self._writer.close()
         with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
+            if self._closed:
+                return
+            self._closed = True
+            for reader in self._readers:
+                reader.close()
+            if self.read_only:
+                return
+            self._queue.put(None)
+        self._thread.join()
+        self._writer.close()
 
     # -- transactions -------------------------------------------------------------------------------------
 
@@ -141,10 +147,14 @@ class Store:
 
         An exception of ``change`` undoes what it did, and nothing else.
 
-        :raises StoreError: the disk did not take it; nothing of ``change`` was kept.
+        :raises StoreError: the disk did not take it, or the journal is closed; nothing of it was kept.
         """
         future: Future[object] = Future()
-        self._queue.put((change, future))
+        with self._lock:  # nothing comes behind the end of the queue
+            if self.read_only or self._closed:
+                how = "closed" if self._closed else "open for reading only"
+                raise StoreError(f"the journal {self.path} is {how}")
+            self._queue.put((change, future))
         return future.result()  # type: ignore[return-value]
 
     def _write_loop(self) -> None:
@@ -167,34 +177,41 @@ class Store:
                 db.execute("SAVEPOINT one")
                 try:
                     result = change(db)
-                except sqlite3.Error:
-                    raise
-                except BaseException as error:
+                except BaseException as error:  # SystemExit too: a driver's change must not end this thread
+                    if not db.in_transaction:  # the disk is full or broken: SQLite has undone everything
+                        raise
                     db.execute("ROLLBACK TO one")
-                    future.set_exception(error)
+                    future.set_exception(self._refused(error) if isinstance(error, sqlite3.Error) else error)
                 else:
                     done.append((future, result))
                 db.execute("RELEASE one")
             db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
-            log.error("the journal %s refused a write: %s", self.path, error)
             for _, future in work:
                 if not future.done():
-                    future.set_exception(StoreError(f"the journal {self.path} refused a write: {error}"))
+                    future.set_exception(self._refused(error))
             return
         for future, result in done:
             future.set_result(result)
 
+    def _refused(self, error: BaseException) -> StoreError:
+        log.error("the journal %s refused a write: %s", self.path, error)
+        return StoreError(f"the journal {self.path} refused a write: {error}")
+
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A connection for questions; each thread has its own.
+        """A connection for questions, until the block ends.
 
-        :raises StoreError: the file cannot be read.
+        :raises StoreError: the file cannot be read, or the journal is closed.
         """
         try:
-            yield self._reader()
+            reader = self._take_reader()
+            try:
+                yield reader
+            finally:
+                self._put_back(reader)
         except sqlite3.Error as error:
             raise StoreError(f"the journal {self.path} cannot be read: {error}") from error
 
@@ -265,47 +282,39 @@ class Store:
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
         with self.read() as db:
-            rows = db.execute(
-                f"SELECT attachment, driver, state, created, netns_inode, lease, wiring, problem FROM attachments {where}",
-                values,
-            ).fetchall()
-        return [
-            Record(
-                attachment=_attachment.validate_json(attachment),
-                driver=driver,
-                state=State(state),
-                created=created,
-                netns_inode=inode,
-                lease=_lease.validate_json(lease) if lease else None,
-                wiring=_wiring.validate_json(wiring) if wiring else None,
-                problem=problem,
-            )
-            for attachment, driver, state, created, inode, lease, wiring, problem in rows
-        ]
+            try:
+                return [
+                    _record(row) for row in db.execute(f"SELECT {_COLUMNS} FROM attachments {where}", values)
+                ]
+            except ValueError as error:
+                raise StoreError(f"a row of the journal {self.path} cannot be decoded: {error}") from error
 
     # -- files --------------------------------------------------------------------------------------------
 
-    def _reader(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            mode = "?mode=ro" if self._read_only else ""
-            try:
-                connection = sqlite3.connect(
-                    f"file:{self.path}{mode}", uri=True, isolation_level=None, check_same_thread=False
-                )
-                connection.execute("SELECT count(*) FROM sqlite_master")
-            except sqlite3.Error as error:
-                raise StoreError(f"the journal {self.path} cannot be read: {error}") from error
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
-        return connection
+    def _take_reader(self) -> sqlite3.Connection:
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"the journal {self.path} is closed")
+            if self._readers:
+                return self._readers.pop()
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+    def _put_back(self, reader: sqlite3.Connection) -> None:
+        # Kept for the next one and not for the thread: each request of the daemon has a thread of its own.
+        with self._lock:
+            if self._closed:
+                reader.close()
+            else:
+                self._readers.append(reader)
 
     def _open_writer(self) -> sqlite3.Connection:
         try:
             return self._connect_writer()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked, disk full, no permission: not damage
+        except (sqlite3.DatabaseError, ValueError) as error:
+            # A file that is locked, a full disk or a missing permission is not damage; a missing table is.
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
                 raise
             aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
             log.error("the journal %s is damaged (%s); kept as %s", self.path, error, aside)
@@ -321,7 +330,7 @@ class Store:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")  # WAL's default promises consistency, not durability
-            if (found := db.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+            if (found := db.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(found)
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
@@ -329,9 +338,37 @@ class Store:
                     f"the journal {self.path} was written by a newer terway (schema {version}, this one "
                     f"knows {SCHEMA_VERSION}); install that version again or a newer one"
                 )
-            db.executescript(f"{_SCHEMA} PRAGMA user_version={SCHEMA_VERSION};")
+            if version < SCHEMA_VERSION:
+                db.executescript(f"{_SCHEMA} PRAGMA user_version={SCHEMA_VERSION};")
+            _decode_all(db)
         except BaseException:
             db.close()
             raise
         self.path.chmod(0o600)
         return db
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    """:raises ValueError: the row is damaged."""
+    attachment, driver, state, created, inode, lease, wiring, problem = row
+    return Record(
+        attachment=_attachment.validate_json(attachment),
+        driver=driver,
+        state=State(state),
+        created=created,
+        netns_inode=inode,
+        lease=_lease.validate_json(lease) if lease else None,
+        wiring=_wiring.validate_json(wiring) if wiring else None,
+        problem=problem,
+    )
+
+
+def _decode_all(db: sqlite3.Connection) -> None:
+    """SQLite checks its pages, but does not know what the bytes in them mean.
+
+    :raises ValueError: a row is damaged.
+    """
+    for row in db.execute(f"SELECT {_COLUMNS} FROM attachments"):
+        _record(row)
+    for (address,) in db.execute("SELECT address FROM addresses"):
+        ip_address(address)
