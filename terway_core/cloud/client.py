@@ -7,10 +7,11 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from terway_core.cloud.credentials import Credentials, CredentialSource
 from terway_core.cloud.failures import Failure, is_passing, to_error
+from terway_core.cloud.limiter import Limiter
 from terway_core.cloud.metadata import Metadata
 from terway_core.config import CloudConfig
 
@@ -24,6 +25,24 @@ LEAST_READ_TIMEOUT: Final = 1.0
 #: The first and the longest wait between two tries (seconds).
 FIRST_BACKOFF: Final = 0.5
 LAST_BACKOFF: Final = 8.0
+
+
+class Observer(Protocol):
+    """Who is told of every call."""
+
+    def cloud_called(self, action: str, code: str, seconds: float) -> None:
+        """One try was made; ``code`` is the service's, ``OK``, or ``no answer``."""
+
+    def cloud_waited(self, action: str, seconds: float) -> None:
+        """A try waited so long for its turn."""
+
+
+class _Nobody:
+    def cloud_called(self, action: str, code: str, seconds: float) -> None:
+        pass
+
+    def cloud_waited(self, action: str, seconds: float) -> None:
+        pass
 
 
 class Cloud:
@@ -40,6 +59,7 @@ class Cloud:
         self,
         config: CloudConfig,
         *,
+        observer: Observer | None = None,
         env: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -50,6 +70,8 @@ class Cloud:
         self._credentials = CredentialSource(
             file=config.credentials_file, env=env, metadata=self.metadata, clock=clock
         )
+        self._observer = observer or _Nobody()
+        self._limiter = Limiter(clock=clock, monotonic=monotonic, sleep=sleep)
         self.monotonic = monotonic
         self.sleep = sleep
         self._region_id = config.region_id
@@ -77,7 +99,8 @@ class Cloud:
         """Call one action and return its answer.
 
         A call is tried again after a passing refusal or no answer at all if that cannot do harm: it only
-        reads (``Describe…``), carries a ``ClientToken``, or the caller says so.
+        reads (``Describe…``), carries a ``ClientToken``, or the caller says so. A try whose turn would
+        come too late, because the service throttles this action, is not made at all.
 
         :param params: nested as the API reference has them: lists and dicts become ``Name.1.Key``, None is
             left out, ``RegionId`` is added.
@@ -91,10 +114,11 @@ class Cloud:
         attempt = 0
         while True:
             credentials = self._credentials.get()
+            self._observer.cloud_waited(action, self._limiter.wait(action, deadline))
             left = deadline - self.monotonic()
             read_timeout = max(LEAST_READ_TIMEOUT, min(READ_TIMEOUT, left))
             try:
-                return self._send(product, action, query, credentials, read_timeout)
+                return self._try(product, action, query, credentials, read_timeout)
             except Failure as failure:
                 error = to_error(
                     failure,
@@ -103,13 +127,38 @@ class Cloud:
                     endpoint=self._endpoint(product),
                     origin=credentials.origin,
                 )
-                pause = max(backoff(attempt), failure.retry_after)
+                throttled = "Throttling" in failure.code
+                if throttled:
+                    pause = self._limiter.throttled(action, failure.retry_after)
+                else:
+                    pause = max(backoff(attempt), failure.retry_after)
                 # Waiting until there is no time left for another try would help nobody.
                 if not safe or not is_passing(failure) or self.monotonic() + pause >= deadline:
                     raise error from failure
                 log.info("%s is tried again in %.1f s: %s", action, pause, error)
-            self.sleep(pause)
+            if not throttled:  # that is for the limiter to wait
+                self.sleep(pause)
             attempt += 1
+
+    def _try(
+        self,
+        product: Product,
+        action: str,
+        query: Mapping[str, str],
+        credentials: Credentials,
+        read_timeout: float,
+    ) -> dict[str, Any]:
+        began = self.monotonic()
+        try:
+            answer = self._send(product, action, query, credentials, read_timeout)
+        except Failure as failure:
+            self._observer.cloud_called(action, failure.code or "no answer", self.monotonic() - began)
+            if failure.code and "Throttling" not in failure.code:
+                self._limiter.answered(action)
+            raise
+        self._observer.cloud_called(action, "OK", self.monotonic() - began)
+        self._limiter.answered(action)
+        return answer
 
     def _send(
         self,
