@@ -23,7 +23,7 @@ test: apt-node apt-test .venv/installed
 check: apt-node .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p terway_core -p terway_driver_vpc
+	$(BIN)/mypy -p terway_core $(addprefix -p terway_driver_,$(notdir $(wildcard drivers/*)))
 	$(BIN)/lint-imports --no-cache
 
 format: .venv/installed
