@@ -84,7 +84,12 @@ class Daemon:
         self.line = WorkQueue(config.workers, waited=self.metrics.queue_seconds.observe)
         self.metrics.queue_length.set_function(lambda: len(self.line))
         self.starter = Starter(
-            config, self.drivers, self.store, Cloud(config.cloud), self.engine.find_link, clock
+            config,
+            self.drivers,
+            self.store,
+            Cloud(config.cloud, observer=self.metrics),
+            self.engine.find_link,
+            clock,
         )
         self._shared = SharedObjects(self.engine)
         self.lifecycle = Lifecycle(

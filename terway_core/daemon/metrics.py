@@ -60,6 +60,26 @@ class Metrics:
             ["driver"],
             registry=self.registry,
         )
+        self._cloud_calls = Counter(
+            "terway_cloud_calls",
+            "Tries of OpenAPI calls by the service's code, OK, or no answer.",
+            ["action", "code"],
+            registry=self.registry,
+        )
+        self._cloud_seconds = Histogram(
+            "terway_cloud_seconds",
+            "How long one try of an OpenAPI call took.",
+            ["action"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._cloud_waits = Histogram(
+            "terway_cloud_limiter_wait_seconds",
+            "How long a try waited because the action may be called so often and not more.",
+            ["action"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.watch("terway_attachments", "Attachments in the journal.", ["driver", "state"], attachments)
 
     def watch(
@@ -71,6 +91,15 @@ class Metrics:
     ) -> None:
         """A gauge that is counted when somebody asks: values of ``labels`` → how many."""
         self.registry.register(_Counted(name, documentation, labels, count))
+
+    def cloud_called(self, action: str, code: str, seconds: float) -> None:
+        """See :class:`terway_core.cloud.client.Observer`."""
+        self._cloud_calls.labels(action, code).inc()
+        self._cloud_seconds.labels(action).observe(seconds)
+
+    def cloud_waited(self, action: str, seconds: float) -> None:
+        """See :class:`terway_core.cloud.client.Observer`."""
+        self._cloud_waits.labels(action).observe(seconds)
 
     def render(self) -> bytes:
         """The text format."""
