@@ -7,7 +7,7 @@ from terway_core.daemon.metrics import Metrics
 
 
 def test_calls_of_the_cloud_by_action_and_code() -> None:
-    metrics = Metrics(lambda: {})
+    metrics = Metrics(dict)
     observer: Observer = metrics
     observer.cloud_waited("AttachNetworkInterface", 4.0)
     observer.cloud_called("AttachNetworkInterface", "Throttling", 0.2)
