@@ -57,7 +57,10 @@ class AddressPool:
 
         :raises NoAddress: every address is owned or rests.
         """
-        return self._store.write(lambda db: self._allocate(db, owner))
+        found = self._store.write(lambda db: self._allocate(db, owner))
+        if isinstance(found, NoAddress):
+            raise found  # only now: raised in the transaction it would undo what that did about the clock
+        return found
 
     def release(self, owner: str) -> bool:
         """Give back what ``owner`` has. False when it has nothing."""
@@ -110,7 +113,7 @@ class AddressPool:
             ).fetchall()
         return {owner: ip_address(address) for owner, address in rows}
 
-    def _allocate(self, db: sqlite3.Connection, owner: str) -> IPAddress:
+    def _allocate(self, db: sqlite3.Connection, owner: str) -> IPAddress | NoAddress:
         row = db.execute(
             "SELECT address FROM addresses WHERE pool=? AND owner=?", (self.name, owner)
         ).fetchone()
@@ -129,7 +132,7 @@ class AddressPool:
             owned, resting = db.execute(
                 "SELECT count(owner), count(*) - count(owner) FROM addresses WHERE pool=?", (self.name,)
             ).fetchone()
-            raise NoAddress(
+            return NoAddress(
                 f"no address is free in {self.cidr}: {owned} are owned by pods and {resting} rest for up to "
                 f"{self._rest:g} s after their last use; delete pods or give the node a larger CIDR"
             )
