@@ -3,21 +3,24 @@
 Instances are told apart by the source address of their requests, so serve it where that address arrives
 unchanged. :func:`build_app` never needs the OpenAPI; both read the same
 :class:`~terway_core.lab.api.region.Region`, and the STS credentials handed out here are good there.
+
+What it says of ENIs may be old: as much as a fault of the kind ``metadata-lag`` says.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias
 
 from aiohttp import web
 
-from terway_core.lab.api.model import AccessKey, Instance, timestamp
+from terway_core.lab.api.model import AccessKey, Instance, NetworkInterface, timestamp
 from terway_core.lab.api.region import Region
+from terway_core.lab.api.service import Behaviour
 
 #: A directory, the text of an item, or what makes that text when somebody asks.
 Tree: TypeAlias = "dict[str, Tree] | str | Callable[[], str]"
@@ -28,16 +31,22 @@ MAX_TTL: Final = 21600
 #: STS credentials live this long, and new ones appear this much before the old expire (seconds).
 STS_LIFETIME: Final = 6 * 3600
 STS_RENEWAL: Final = 30 * 60
+#: For so long it is remembered how an ENI was; no lag is longer (seconds).
+MEMORY: Final = 600
 
 
 def build_app(
-    region: Region, *, http_tokens: Literal["optional", "required"] = "optional"
+    region: Region,
+    *,
+    behaviour: Behaviour | None = None,
+    http_tokens: Literal["optional", "required"] = "optional",
 ) -> web.Application:
     """The metadata service.
 
+    :param behaviour: that of the OpenAPI, whose faults of the metadata service count here.
     :param http_tokens: ``required`` is the hardened mode: a GET without a token gets 403.
     """
-    service = _Metadata(region, required=http_tokens == "required")
+    service = _Metadata(region, behaviour or Behaviour(), required=http_tokens == "required")
     app = web.Application()
     app.router.add_put("/latest/api/token", service.issue_token)
     app.router.add_get("/{path:.*}", service.get)
@@ -50,9 +59,40 @@ class _Token:
     expires: float
 
 
-class _Metadata:
-    def __init__(self, region: Region, *, required: bool) -> None:
+class _Past:
+    """How each ENI is, and was of late."""
+
+    def __init__(self, region: Region) -> None:
         self._region = region
+        #: By id, oldest first: from when on, and what; None once it is deleted.
+        self._known: dict[str, list[tuple[float, NetworkInterface | None]]] = {
+            key: [(0.0, eni)] for key, eni in region.network_interfaces.items()
+        }
+        region.watch_interfaces(self._note)
+
+    def at(self, when: float) -> Iterator[NetworkInterface]:
+        """All ENIs as they were; primary ones have been there always."""
+        for states in self._known.values():
+            before = [eni for since, eni in states if since <= when]
+            eni = before[-1] if before else states[0][1]
+            if eni and (before or eni.type == "Primary"):
+                yield eni
+
+    def _note(self, network_interface_id: str, eni: NetworkInterface | None) -> None:
+        now = self._region.now()
+        self._known.setdefault(network_interface_id, []).append((now, eni))
+        for key, states in list(self._known.items()):
+            while len(states) > 1 and states[1][0] < now - MEMORY:
+                del states[0]
+            if states[-1][1] is None and states[-1][0] < now - MEMORY:
+                del self._known[key]
+
+
+class _Metadata:
+    def __init__(self, region: Region, behaviour: Behaviour, *, required: bool) -> None:
+        self._region = region
+        self._behaviour = behaviour
+        self._past = _Past(region)
         self._required = required
         self._tokens: dict[str, _Token] = {}
         self._credentials: dict[str, tuple[AccessKey, float]] = {}
@@ -92,38 +132,60 @@ class _Metadata:
         return web.Response(text=node if isinstance(node, str) else node())
 
     def _instance(self, request: web.Request) -> Instance:
+        if self._behaviour.fault("metadata-down", "", self._region.now()) and request.transport:
+            request.transport.abort()
+            raise web.HTTPServiceUnavailable  # which nobody gets to read
         source = ip_address(request.remote or "")
-        for instance in self._region.instances.values():
-            if source in (instance.private_ip, instance.ipv6):
-                return instance
+        for eni in self._region.network_interfaces.values():
+            if eni.instance_id and source in (*eni.ipv4, *eni.ipv6):
+                return self._region.instances[eni.instance_id]
         raise web.HTTPNotFound(text=f"{source} is no instance of this region")
 
-    def _tree(self, instance: Instance) -> Tree:
-        vpc = self._region.vpcs[instance.vpc_id]
-        vswitch = self._region.vswitches[instance.vswitch_id]
+    def _interfaces(self, instance: Instance) -> Tree:
+        now = self._region.now()
+        lag = self._behaviour.fault("metadata-lag", "", now)
+        enis = self._past.at(now - lag.seconds if lag else now)
+        return {
+            eni.mac: self._interface(eni)
+            for eni in enis
+            if eni.instance_id == instance.instance_id and eni.plugged and not eni.trunk_id
+        }
+
+    def _interface(self, eni: NetworkInterface) -> Tree:
+        vpc = self._region.vpcs[eni.vpc_id]
+        vswitch = self._region.vswitches[eni.vswitch_id]
         interface: dict[str, Tree] = {
-            "network-interface-id": instance.network_interface_id,
+            "network-interface-id": eni.network_interface_id,
             "vpc-id": vpc.vpc_id,
             "vpc-cidr-block": str(vpc.cidr),
             "vswitch-id": vswitch.vswitch_id,
             "vswitch-cidr-block": str(vswitch.cidr),
-            "primary-ip-address": str(instance.private_ip),
-            "private-ipv4s": json.dumps([str(instance.private_ip)]),
+            "primary-ip-address": str(eni.private_ip),
+            "private-ipv4s": json.dumps([str(address) for address in eni.ipv4]),
             "netmask": str(vswitch.cidr.netmask),
             "gateway": str(vswitch.gateway),
         }
-        if instance.ipv6:
-            # Lists of IPv6 things are in brackets, but are no JSON.
-            interface["ipv6s"] = f"[{instance.ipv6}]"
+        if eni.ipv4_prefixes:
+            interface["ipv4-prefixes"] = _list(eni.ipv4_prefixes)
+        if vswitch.ipv6_cidr:
             interface["vpc-ipv6-cidr-blocks"] = f"[{vpc.ipv6_cidr}]"
             interface["vswitch-ipv6-cidr-block"] = str(vswitch.ipv6_cidr)
+            interface["ipv6-gateway"] = str(vswitch.ipv6_gateway)
+        if eni.ipv6:
+            # In brackets, but no JSON.
+            interface["ipv6s"] = f"[{','.join(map(str, eni.ipv6))}]"
+        return interface
+
+    def _tree(self, instance: Instance) -> Tree:
+        vpc = self._region.vpcs[instance.vpc_id]
+        vswitch = self._region.vswitches[instance.vswitch_id]
         tree: dict[str, Tree] = {
             "dns-conf": {"nameservers": "100.100.2.136\n100.100.2.138"},
             "hostname": instance.name,
             "instance": {"instance-name": instance.name, "instance-type": instance.instance_type},
             "instance-id": instance.instance_id,
             "mac": instance.mac,
-            "network": {"interfaces": {"macs": {instance.mac: interface}}},
+            "network": {"interfaces": {"macs": self._interfaces(instance)}},
             "network-type": "vpc",
             "private-ipv4": str(instance.private_ip),
             "region-id": self._region.region_id,
@@ -153,6 +215,11 @@ class _Metadata:
                 "Code": "Success",
             }
         )
+
+
+def _list(items: Sequence[object]) -> str:
+    """One is seen bare in the documentation; how several look is not known, so as lists of addresses do."""
+    return str(items[0]) if len(items) == 1 else f"[{','.join(map(str, items))}]"
 
 
 def _error(status: int, text: str) -> web.Response:

@@ -72,6 +72,11 @@ class VSwitch:
         """The third address from the end; first and last three are the VPC's own."""
         return self.cidr[-3]
 
+    @property
+    def ipv6_gateway(self) -> IPv6Address | None:
+        """As for IPv4, the third address from the end."""
+        return self.ipv6_cidr[-3] if self.ipv6_cidr else None
+
     def assignable(self, address: IPv4Address) -> bool:
         """Whether an ENI may have ``address``."""
         return self.cidr[1] <= address <= self.cidr[-4]
