@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from terway_core.cli.common import AsJson, console, print_json
-from terway_core.lab.state import DEFAULT_FOLDER, ENV_FOLDER, IpStack, Lab, LabError, Spec
+from terway_core.lab.state import (
+    DEFAULT_FOLDER,
+    DEFAULT_INSTANCE_TYPE,
+    ENV_FOLDER,
+    IpStack,
+    Lab,
+    LabError,
+    Spec,
+)
 
 if TYPE_CHECKING:
     from terway_core.lab.demo import DemoResult
@@ -32,6 +40,17 @@ app.add_typer(api_app, name="api")
 Folder = Annotated[Path, typer.Option("--dir", envvar=ENV_FOLDER, help="The folder of the lab's state.")]
 Drivers = Annotated[str, typer.Option(help="Modes that the nodes serve, separated by commas.")]
 Stack = Annotated[IpStack, typer.Option(help="Families of the pods' addresses.")]
+InstanceType = Annotated[
+    str, typer.Option(help="ECS instance type of the nodes: how many ENIs and addresses each can have.")
+]
+VSwitches = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vswitch",
+        metavar="[ZONE=]CIDR",
+        help="One more vSwitch, a /29 or larger part of 192.168.0.0/16. May be given several times.",
+    ),
+]
 NodeName = Annotated[str, typer.Argument(help="A node: node-1, node-2…")]
 PodName = Annotated[str, typer.Argument(help="The pod's name.")]
 PodNamespace = Annotated[str, typer.Option("--namespace", help="The pod's Kubernetes namespace.")]
@@ -44,13 +63,15 @@ def lab_up(
     nodes: Annotated[int, typer.Option(help="How many nodes.")] = 2,
     drivers: Drivers = "vpc",
     ip_stack: Stack = "ipv4",
+    instance_type: InstanceType = DEFAULT_INSTANCE_TYPE,
+    vswitches: VSwitches = None,
 ) -> None:
     """Build a lab: the region, its network, and nodes with a daemon each."""
     from terway_core.lab.build import up
 
     lab = Lab(folder)
     with _progress() as show:
-        up(lab, _spec(nodes, drivers, ip_stack), show)
+        up(lab, _spec(nodes, drivers, ip_stack, instance_type, vswitches), show)
     for node in lab.nodes:
         typer.echo(f"{node.name} is ready: netns {node.netns.name}, log {node.log}")
 
@@ -123,6 +144,7 @@ def lab_demo(
     folder: Folder = DEFAULT_FOLDER,
     drivers: Drivers = "vpc",
     ip_stack: Stack = "ipv4",
+    instance_type: InstanceType = DEFAULT_INSTANCE_TYPE,
     as_json: AsJson = False,
 ) -> None:
     """Build two nodes and six pods, try every way between them, and take all down again.
@@ -132,7 +154,7 @@ def lab_demo(
     from terway_core.lab.demo import NODES, run_demo
 
     with _progress() as show:
-        result = run_demo(Lab(folder), _spec(NODES, drivers, ip_stack), show)
+        result = run_demo(Lab(folder), _spec(NODES, drivers, ip_stack, instance_type), show)
     if as_json:
         paths = [_as_json(path) for path in result.paths]
         print_json({"ok": result.ok, "paths": paths, "drift": result.drift})
@@ -225,8 +247,16 @@ def _execute(netns: Path, command: Sequence[str]) -> None:
     raise typer.Exit(execute(netns, command))
 
 
-def _spec(nodes: int, drivers: str, ip_stack: IpStack) -> Spec:
-    return Spec(nodes=nodes, drivers=tuple(drivers.replace(",", " ").split()), ip_stack=ip_stack)
+def _spec(
+    nodes: int, drivers: str, ip_stack: IpStack, instance_type: str, vswitches: Sequence[str] | None = None
+) -> Spec:
+    return Spec(
+        nodes=nodes,
+        drivers=tuple(drivers.replace(",", " ").split()),
+        ip_stack=ip_stack,
+        instance_type=instance_type,
+        vswitches=tuple(vswitches or ()),
+    )
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from typing import Any, Final, Literal
 
 from terway_core.cli.client import ask
 from terway_core.errors import IOFailure
+from terway_core.lab import fabric
+from terway_core.lab.api.instance_types import INSTANCE_TYPES
 from terway_core.lab.nodes import executable, install, start_daemon
 from terway_core.lab.process import Process, spawn
 from terway_core.lab.state import Lab, LabError, NodeFiles, Spec, open_netns, recall, remember
@@ -183,6 +185,13 @@ def _check(lab: Lab, spec: Spec) -> None:
     _require_root()
     if not 1 <= spec.nodes <= MAX_NODES:
         raise LabError(f"a lab has 1 to {MAX_NODES} nodes, not {spec.nodes}")
+    if spec.instance_type not in INSTANCE_TYPES:
+        known = ", ".join(INSTANCE_TYPES)
+        raise LabError(f"the lab has no instance type {spec.instance_type!r}; it has {known}")
+    try:
+        fabric.all_vswitches(spec.vswitches)
+    except ValueError as error:
+        raise LabError(f"no such vSwitch can be in the lab: {error}") from error
     drivers = Drivers.installed()
     for mode in spec.drivers:
         drivers.info(mode)

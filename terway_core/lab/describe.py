@@ -31,6 +31,10 @@ def describe(lab: Lab) -> dict[str, Any]:
             "access_key_secret": key.access_key_secret,
             "vpc_id": vpc.vpc_id,
             "route_table_id": vpc.route_table_id,
+            "security_group_id": region.security_groups_of(vpc.vpc_id)[0].security_group_id,
+            "vswitches": [
+                f"{one.vswitch_id}={one.zone_id}={one.cidr}" for one in region.vswitches_of(vpc.vpc_id)
+            ],
             "netns": str(lab.netns("switch")),
             "socket": str(lab.region_socket),
             "log": str(lab.region_log),
@@ -44,6 +48,7 @@ def describe(lab: Lab) -> dict[str, Any]:
             {
                 "name": node.name,
                 "instance_id": instances[node.name].instance_id,
+                "instance_type": instances[node.name].instance_type,
                 "addresses": [
                     str(address)
                     for address in (instances[node.name].private_ip, instances[node.name].ipv6)

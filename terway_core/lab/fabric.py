@@ -2,18 +2,20 @@
 
 ::
 
-      node-1            node-2                          internet
-    ┌────────┐        ┌────────┐                     ┌──────────────┐
-    │  eth0  │        │  eth0  │                     │ 203.0.113.10 │
-    └───┬────┘        └───┬────┘                     └──────┬───────┘
-    ┌───┴─────────────────┴─────────────────────────────────┴───────┐
-    │  eni…              eni…       ee:ff:ff:ff:ff:ff    internet   │
+        node-1            node-2                        internet
+    ┌─────────────┐     ┌────────┐                   ┌──────────────┐
+    │ eth0   eth1 │     │  eth0  │                   │ 203.0.113.10 │
+    └──┬──────┬───┘     └───┬────┘                   └──────┬───────┘
+    ┌──┴──────┴─────────────┴───────────────────────────────┴───────┐
+    │ eni…   eni…         eni…      ee:ff:ff:ff:ff:ff    internet   │
     │                                                    (NAT)      │
-    │  lo: gateway .253, OpenAPI 100.100.0.10, metadata 100.100.100.200
+    │ lo: gateways .253, OpenAPI 100.100.0.10, metadata 100.100.100.200
     └──────────────────────────── switch ───────────────────────────┘
 
 * Every ENI is a veth whose far end has the gateway's MAC address and answers ARP for the whole VPC.
 * The switch knows who owns an address without asking: a route and a permanent neighbour for each.
+* An ENI that is attached to a running instance appears there as a NIC does that is plugged in: down, without
+  addresses. What an ENI owns is decided by the API, whatever the instance configures.
 * A packet passes only if it leaves by the ENI that owns its source address. Two kinds of rule per ENI say
   so: ``iif ENI from OWNED lookup main``, then ``iif ENI blackhole``. (Not ``rp_filter``: it would drop the
   ARP requests that a node sends from an ENI without an address of its own.)
@@ -25,10 +27,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 from typing import Final
 
-from terway_core.lab.api import Instance, VSwitch
+from terway_core.lab.api import Instance, NetworkInterface, VSwitch
 from terway_core.wiring.objects import (
     Address,
     IPAddress,
@@ -46,11 +49,17 @@ from terway_core.wiring.objects import (
 
 REGION_ID: Final = "cn-hangzhou"
 ZONE_ID: Final = "cn-hangzhou-h"
+OTHER_ZONE_ID: Final = "cn-hangzhou-i"
 
 VPC_CIDR: Final = IPv4Network("192.168.0.0/16")
 VPC_IPV6_CIDR: Final = IPv6Network("2001:db8:0:100::/56")
-VSWITCH_CIDR: Final = IPv4Network("192.168.0.0/24")
-VSWITCH_IPV6_CIDR: Final = IPv6Network("2001:db8:0:100::/64")
+#: Zone and CIDR of each vSwitch; nodes are in the first.
+VSWITCHES: Final = (
+    (ZONE_ID, IPv4Network("192.168.0.0/24")),
+    (ZONE_ID, IPv4Network("192.168.1.0/24")),
+    (OTHER_ZONE_ID, IPv4Network("192.168.2.0/24")),
+    (OTHER_ZONE_ID, IPv4Network("192.168.3.0/24")),
+)
 #: Addresses of pods in ``vpc`` mode, outside the VPC; each node has one part.
 POD_CIDR: Final = IPv4Network("172.20.0.0/16")
 POD_IPV6_CIDR: Final = IPv6Network("fd20::/48")
@@ -87,12 +96,34 @@ def pod_ipv6_cidr(number: int) -> IPv6Network:
     return IPv6Network((int(POD_IPV6_CIDR[0]) + (number << 64), 64))
 
 
-def ipv6_gateway(vswitch: VSwitch) -> IPv6Address | None:
-    """The IPv6 gateway of a vSwitch: as for IPv4, the third address from the end."""
-    return vswitch.ipv6_cidr[-3] if vswitch.ipv6_cidr else None
+def vswitch_ipv6_cidr(number: int) -> IPv6Network:
+    """The IPv6 CIDR of the vSwitch with this number, from 0."""
+    return IPv6Network((int(VPC_IPV6_CIDR[0]) + (number << 64), 64))
 
 
-def backbone(vswitch: VSwitch) -> Wiring:
+def all_vswitches(more: Sequence[str]) -> tuple[tuple[str, IPv4Network], ...]:
+    """Zone and CIDR of every vSwitch: those of every lab, and ``more`` in the form ``[ZONE=]CIDR``.
+
+    :raises ValueError: one of ``more`` is not of that form, or cannot be.
+    """
+    found = list(VSWITCHES)
+    for text in more:
+        zone, _, cidr_text = text.rpartition("=")
+        try:
+            cidr = IPv4Network(cidr_text)
+        except ValueError as error:
+            raise ValueError(f"{text!r} is not [ZONE=]CIDR: {error}") from error
+        if zone not in ("", ZONE_ID, OTHER_ZONE_ID):
+            raise ValueError(f"{text!r}: there is no zone {zone}, only {ZONE_ID} and {OTHER_ZONE_ID}")
+        if not cidr.subnet_of(VPC_CIDR) or cidr.prefixlen > 29:
+            raise ValueError(f"{text!r} is no /29 or larger part of the VPC, which is {VPC_CIDR}")
+        if taken := [str(other) for _, other in found if cidr.overlaps(other)]:
+            raise ValueError(f"{text!r} overlaps the vSwitch {taken[0]}")
+        found.append((zone or ZONE_ID, cidr))
+    return tuple(found)
+
+
+def backbone(vswitches: Sequence[VSwitch]) -> Wiring:
     """What the switch (``host``) has besides ENIs, and the host beyond the VPC (``pod``)."""
     switch: list[WiringObject] = [
         LinkUp(dev="lo"),
@@ -104,7 +135,7 @@ def backbone(vswitch: VSwitch) -> Wiring:
         Sysctl(key="ipv4/conf/default/rp_filter", value="0"),
         *(
             Address(dev="lo", address=ip_interface(address))
-            for address in (vswitch.gateway, OPENAPI, METADATA)
+            for address in (*(vswitch.gateway for vswitch in vswitches), OPENAPI, METADATA)
         ),
         Veth(name=_INTERNET, peer="eth0", mac=_NAT_MAC, peer_mac=_INTERNET_MAC),
         Address(dev=_INTERNET, address=ip_interface((NAT_GATEWAY, INTERNET_CIDR.prefixlen))),
@@ -114,7 +145,7 @@ def backbone(vswitch: VSwitch) -> Wiring:
         LinkUp(dev="lo"),
         Address(dev="eth0", address=ip_interface((INTERNET_HOST, INTERNET_CIDR.prefixlen))),
     ]
-    if vswitch.ipv6_cidr:
+    if any(vswitch.ipv6_cidr for vswitch in vswitches):
         prefixlen = INTERNET_IPV6_CIDR.prefixlen
         switch += [
             Sysctl(key="ipv6/conf/all/forwarding", value="1"),
@@ -132,38 +163,52 @@ def backbone(vswitch: VSwitch) -> Wiring:
     return Wiring(node=(Masquerade(src=VPC_CIDR, exclude=_PRIVATE),), host=tuple(switch), pod=tuple(host))
 
 
-def primary_eni(instance: Instance, vswitch: VSwitch) -> Wiring:
-    """An instance's ``eth0``: its far end in the switch (``host``), what DHCP does in the node (``pod``)."""
-    port = port_name(instance)
-    switch: list[WiringObject] = [
-        Veth(name=port, peer="eth0", mac=GATEWAY_MAC, peer_mac=instance.mac),
-        Sysctl(key=f"ipv4/conf/{port}/proxy_arp", value="1"),
+def link(eni: NetworkInterface, dev: str) -> Veth:
+    """An ENI: its far end in the switch, ``dev`` where the instance has it."""
+    return Veth(name=port_name(eni.network_interface_id), peer=dev, mac=GATEWAY_MAC, peer_mac=eni.mac)
+
+
+def port(eni: NetworkInterface, vswitch: VSwitch) -> tuple[WiringObject, ...]:
+    """What the switch has for an ENI beside its link: who may send by it, and what leads to it."""
+    name = port_name(eni.network_interface_id)
+    objects: list[WiringObject] = [
+        Sysctl(key=f"ipv4/conf/{name}/proxy_arp", value="1"),
         # Without it the kernel waits up to 0.8 s before it answers for somebody else.
-        Sysctl(key=f"ipv4/neigh/{port}/proxy_delay", value="0"),
-        *_owned(instance, instance.private_ip),
-        Rule(priority=_OTHER_SOURCE, iif=port, blackhole=True),
+        Sysctl(key=f"ipv4/neigh/{name}/proxy_delay", value="0"),
+        Rule(priority=_OTHER_SOURCE, iif=name, blackhole=True),
     ]
+    if vswitch.ipv6_gateway:
+        objects += [
+            # On the port itself: a kernel answers neighbour solicitations only for the link they arrive on.
+            Address(dev=name, address=ip_interface(vswitch.ipv6_gateway)),
+            Rule(priority=_OTHER_SOURCE, iif=name, blackhole=True, family=6),
+        ]
+    owned: tuple[IPAddress | IPNetwork, ...] = (*eni.ipv4, *eni.ipv6, *eni.ipv4_prefixes)
+    for network in map(ip_network, owned):
+        objects += [
+            Route(dst=network, dev=name),
+            Rule(priority=_OWN_SOURCE, iif=name, src=network),
+            *(Neighbor(dev=name, address=address, mac=eni.mac) for address in network),
+        ]
+    return tuple(objects)
+
+
+def booted(instance: Instance, vswitch: VSwitch) -> tuple[WiringObject, ...]:
+    """What an instance has made of its primary ENI when it is up, as by DHCP."""
     node: list[WiringObject] = [
         LinkUp(dev="lo"),
         Address(dev="eth0", address=ip_interface((instance.private_ip, vswitch.cidr.prefixlen))),
         Route(dst=_DEFAULT[4], dev="eth0", via=vswitch.gateway),
     ]
-    gateway = ipv6_gateway(vswitch)
-    if instance.ipv6 and gateway:
-        switch += [
-            # On the port itself: a kernel answers neighbour solicitations only for the link they arrive on.
-            Address(dev=port, address=ip_interface(gateway)),
-            *_owned(instance, instance.ipv6),
-            Rule(priority=_OTHER_SOURCE, iif=port, blackhole=True, family=6),
-        ]
+    if instance.ipv6 and vswitch.ipv6_gateway:
         node += [
             # As on a machine that has been up for a while: until its link-local address is no longer
             # tentative, for a second or two, a node solicits no neighbour for the pods it forwards for.
             Sysctl(key="ipv6/conf/eth0/accept_dad", value="0"),
             Address(dev="eth0", address=ip_interface(instance.ipv6)),
-            Route(dst=_DEFAULT[6], dev="eth0", via=gateway),
+            Route(dst=_DEFAULT[6], dev="eth0", via=vswitch.ipv6_gateway),
         ]
-    return Wiring(host=tuple(switch), pod=tuple(node))
+    return tuple(node)
 
 
 def route_entry(cidr: IPNetwork, instance: Instance) -> Wiring:
@@ -174,25 +219,15 @@ def route_entry(cidr: IPNetwork, instance: Instance) -> Wiring:
     via = instance.private_ip if cidr.version == 4 else instance.ipv6
     if via is None:
         raise ValueError(f"{instance.instance_id} has no IPv{cidr.version} address to route {cidr} to")
-    port = port_name(instance)
+    name = port_name(instance.network_interface_id)
     return Wiring(
         host=(
-            Route(dst=cidr, dev=port, via=via),
-            Rule(priority=_OWN_SOURCE, iif=port, src=cidr),
+            Route(dst=cidr, dev=name, via=via),
+            Rule(priority=_OWN_SOURCE, iif=name, src=cidr),
         )
     )
 
 
-def port_name(instance: Instance) -> str:
-    """Name of the far end of an instance's primary ENI."""
-    return "eni" + hashlib.sha1(instance.network_interface_id.encode()).hexdigest()[:10]
-
-
-def _owned(instance: Instance, address: IPAddress) -> tuple[WiringObject, ...]:
-    port = port_name(instance)
-    network = ip_network(address)
-    return (
-        Route(dst=network, dev=port),
-        Neighbor(dev=port, address=address, mac=instance.mac),
-        Rule(priority=_OWN_SOURCE, iif=port, src=network),
-    )
+def port_name(network_interface_id: str) -> str:
+    """Name of the far end of an ENI."""
+    return "eni" + hashlib.sha1(network_interface_id.encode()).hexdigest()[:10]

@@ -30,6 +30,7 @@ from terway_core.wiring.netns import NETNS_DIR, Namespace, delete_netns
 
 DEFAULT_FOLDER = Path("/var/lib/terway-lab")
 ENV_FOLDER = "TERWAY_LAB_DIR"
+DEFAULT_INSTANCE_TYPE = "ecs.g7.xlarge"
 
 IpStack: TypeAlias = Literal["ipv4", "ipv6", "dual"]
 
@@ -43,11 +44,15 @@ class Spec:
     """What a lab consists of.
 
     :param ip_stack: the families of the pods. Nodes have IPv4, as on ECS, and IPv6 unless this is ``ipv4``.
+    :param instance_type: of every node; it decides how many ENIs and addresses a node can have.
+    :param vswitches: more vSwitches than there are anyway, each ``[ZONE=]CIDR``.
     """
 
     nodes: int
     drivers: tuple[str, ...]
     ip_stack: IpStack = "ipv4"
+    instance_type: str = DEFAULT_INSTANCE_TYPE
+    vswitches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,13 @@ class Lab:
         """
         try:
             data = json.loads(self._marker.read_text())
-            return Spec(nodes=data["nodes"], drivers=tuple(data["drivers"]), ip_stack=data["ip_stack"])
+            return Spec(
+                nodes=data["nodes"],
+                drivers=tuple(data["drivers"]),
+                ip_stack=data["ip_stack"],
+                instance_type=data["instance_type"],
+                vswitches=tuple(data["vswitches"]),
+            )
         except FileNotFoundError:
             raise LabError(f"no lab is up in {self.folder}; start one with: terway lab up") from None
         except (ValueError, KeyError, TypeError):
