@@ -57,7 +57,7 @@ def _attachment(record: Record) -> Iterator[str]:
     else:
         try:
             with Namespace.open(record.attachment.netns) as pod:
-                if record.netns_inode not in (0, pod.inode):
+                if record.netns_id not in (0, pod.identity):
                     yield f"journal: {who}: another network namespace is at {record.attachment.netns}"
                     return
                 differences = diff(record.wiring, pod, owner=record.owner)

@@ -36,7 +36,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attachments (
     network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
     namespace TEXT NOT NULL, name TEXT NOT NULL,
-    driver TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, netns_inode INTEGER NOT NULL,
+    driver TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, netns_id INTEGER NOT NULL,
     attachment TEXT NOT NULL, lease TEXT, wiring TEXT, problem TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (network, container_id, ifname)
 ) WITHOUT ROWID;
@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS addresses (
 CREATE INDEX IF NOT EXISTS addresses_by_owner ON addresses (pool, owner);
 """
 
-_COLUMNS = "attachment, driver, state, created, netns_inode, lease, wiring, problem"
+_COLUMNS = "attachment, driver, state, created, netns_id, lease, wiring, problem"
 
 _attachment: TypeAdapter[Attachment] = TypeAdapter(Attachment)
 _lease: TypeAdapter[Lease] = TypeAdapter(Lease)
@@ -72,7 +72,7 @@ class Record:
 
     :param driver: the mode that served the ADD and therefore serves the DEL.
     :param created: seconds since the epoch.
-    :param netns_inode: tells the pod's namespace from a later one at the same path; 0 when it is not known.
+    :param netns_id: tells the pod's namespace from a later one at the same path; 0 when it is not known.
     :param problem: why the last step failed; ``""`` when it did not.
     """
 
@@ -80,7 +80,7 @@ class Record:
     driver: str
     state: State
     created: float
-    netns_inode: int = 0
+    netns_id: int = 0
     lease: Lease | None = None
     wiring: Wiring | None = None
     problem: str = ""
@@ -226,7 +226,7 @@ class Store:
                 record.driver,
                 record.state.value,
                 record.created,
-                record.netns_inode,
+                record.netns_id,
                 _attachment.dump_json(a).decode(),
             ),
             _lease.dump_json(record.lease).decode() if record.lease else None,
@@ -271,13 +271,16 @@ class Store:
         return self._select("ORDER BY created", ())
 
     def others_of(self, attachment: Attachment) -> list[Record]:
-        """Rows of other sandboxes for the same interface of the same pod: their runtime has replaced them."""
+        """Rows of other sandboxes for the same interface of the same pod: their runtime has replaced them.
+
+        On whatever network: that may have another name since, the host's end of the link has not.
+        """
         pod = attachment.pod
         if not pod.name:
             return []
         return self._select(
-            "WHERE network=? AND namespace=? AND name=? AND ifname=? AND container_id<>?",
-            (attachment.network, pod.namespace, pod.name, attachment.ifname, attachment.container_id),
+            "WHERE namespace=? AND name=? AND ifname=? AND container_id<>?",
+            (pod.namespace, pod.name, attachment.ifname, attachment.container_id),
         )
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
@@ -356,7 +359,7 @@ def _record(row: tuple[Any, ...]) -> Record:
         driver=driver,
         state=State(state),
         created=created,
-        netns_inode=inode,
+        netns_id=inode,
         lease=_lease.validate_json(lease) if lease else None,
         wiring=_wiring.validate_json(wiring) if wiring else None,
         problem=problem,

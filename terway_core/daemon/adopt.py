@@ -1,70 +1,93 @@
-"""After the journal was lost: take in from the kernel what still runs.
+"""What the journal does not know of but the kernel has: taken in, because it is in use.
 
-Links on the host say whose they are, and our routes say which addresses are behind them. That is enough to
-keep those addresses from being given out twice, and to take everything down when the pod goes.
+A row goes after its links, so a link that names an owner without a row says that the journal was lost: the
+file was damaged, or somebody removed it. Links say whose they are, and our routes say which addresses are
+behind them. That is enough to keep those addresses from being given out twice, and to take everything down
+when the pod goes.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from ipaddress import ip_interface
 
 from terway_core.store import Record, State, Store
-from terway_core.types import Attachment, Lease, Wiring
+from terway_core.types import Attachment, AttachmentKey, Lease, Wiring
+from terway_core.wiring import nft
 from terway_core.wiring.inspect import HostState, Link
 from terway_core.wiring.netlink import OURS
-from terway_core.wiring.objects import Neighbor, Route, Veth
+from terway_core.wiring.objects import Neighbor, Route, Rule, Veth, WiringObject
 
 log = logging.getLogger(__name__)
 
 
-def adopt(store: Store, state: HostState, now: float) -> list[Record]:
-    """Make a row for each attachment whose links are in ``state``; return the rows.
+def adopt(store: Store, state: HostState, now: float) -> None:
+    """Make a row for each attachment whose links are in ``state`` and which has none.
 
     The pod's name and namespace path are not known any more: such a row lives as long as its host link.
+    Whatever else of ours is there may serve any of these attachments, so all of them share it.
     """
-    records = []
-    for name, owner in state.owned_links().items():
-        driver, _, key = owner.partition(":")
-        network, _, rest = key.partition("/")
-        container_id, _, ifname = rest.rpartition("/")
-        if not (driver and network and container_id and ifname):
-            continue  # unnamed, or not of an attachment: gc takes it away
-        record = _record(state, state.snapshot.links[name], driver, network, container_id, ifname, now)
-        store.put(record)
-        records.append(record)
-        log.warning("taken in from the kernel", extra={"attachment": str(record.key), "driver": driver})
-    return records
+    known = {record.key for record in store.records()}
+    lost = [
+        (driver, key, state.snapshot.links[name])
+        for name, owner in state.owned_links().items()
+        if (parsed := _parse_owner(owner))  # otherwise unnamed, or of no attachment: gc takes it away
+        for driver, key in [parsed]
+        if key not in known
+    ]
+    ours: list[Route | Rule] = [
+        *(route for route, protocol in state.snapshot.routes.items() if protocol == OURS),
+        *(rule for rule, protocol in state.snapshot.rules.items() if protocol == OURS),
+    ]
+    records = [_record(state, ours, driver, key, link, now) for driver, key, link in lost]
+    own = {obj for record in records if record.wiring for obj in record.wiring.host}
+    pod_links = set(state.owned_links())
+    shared: list[WiringObject] = [*filter(None, map(nft.parse_comment, sorted(state.masquerades)))]
+    shared += (obj for obj in ours if obj not in own and getattr(obj, "dev", "") not in pod_links)
+    for record in records:
+        assert record.wiring
+        store.put(replace(record, wiring=replace(record.wiring, node=tuple(shared))))
+        log.warning(
+            "taken in from the kernel", extra={"attachment": str(record.key), "driver": record.driver}
+        )
+
+
+def _parse_owner(owner: str) -> tuple[str, AttachmentKey] | None:
+    driver, _, key = owner.partition(":")
+    network, _, rest = key.partition("/")
+    container_id, _, ifname = rest.rpartition("/")
+    if not (driver and network and container_id and ifname):
+        return None
+    return driver, AttachmentKey(network, container_id, ifname)
 
 
 def _record(
-    state: HostState, link: Link, driver: str, network: str, container_id: str, ifname: str, now: float
+    state: HostState, ours: list[Route | Rule], driver: str, key: AttachmentKey, link: Link, now: float
 ) -> Record:
-    snapshot = state.snapshot
-    routes = [
-        route for route, protocol in snapshot.routes.items() if route.dev == link.name and protocol == OURS
-    ]
     neighbors = [
         Neighbor(dev=dev, address=address, mac=mac)
-        for (dev, address), (mac, permanent) in snapshot.neighbors.items()
+        for (dev, address), (mac, permanent) in state.snapshot.neighbors.items()
         if dev == link.name and permanent
     ]
     veth = Veth(
         name=link.name,
-        peer=ifname,
+        peer=key.ifname,
         mac=link.mac,
         peer_mac=neighbors[0].mac if neighbors else "",
         mtu=link.mtu,
     )
-    addresses = tuple(ip_interface(str(route.dst)) for route in routes if _is_host(route))
+    routes = [obj for obj in ours if isinstance(obj, Route) and obj.dev == link.name]
+    addresses = [route.dst for route in routes if _is_host(route)]
+    rules = [obj for obj in ours if isinstance(obj, Rule) and {obj.src, obj.dst} & {*addresses}]
     return Record(
-        attachment=Attachment(network=network, container_id=container_id, ifname=ifname),
+        attachment=Attachment(network=key.network, container_id=key.container_id, ifname=key.ifname),
         driver=driver,
         state=State.READY,
         created=now,
-        lease=Lease(addresses=addresses),
-        wiring=Wiring(host=(veth, *neighbors, *routes)),
-        problem="taken in from the kernel after the journal was lost",
+        lease=Lease(addresses=tuple(ip_interface(str(address)) for address in addresses)),
+        wiring=Wiring(host=(veth, *neighbors, *routes, *rules)),
+        problem="taken in from the kernel; the journal did not know it",
     )
 
 

@@ -124,36 +124,27 @@ class Collector:
         return f"spooled DEL of {attachment.key}"
 
     def _take_down_dead(self, report: Report, dry_run: bool) -> None:
-        host_links: set[str] | None = None
         for record in self._store.records():
-            if not record.attachment.netns and host_links is None:
-                host_links = set(_read_host().snapshot.links)
-            if not self._is_dead(record, host_links):
-                continue
-            if dry_run:
-                report.released.append(f"attachment {record.key} ({record.state})")
-                continue
-            with self._lifecycle.turn(record.attachment):
-                current = self._store.get(record.key)
-                if current is None or not self._is_dead(current, host_links):
-                    continue
-                try:
-                    self._lifecycle.take_down(current)
-                except TerwayError as error:
-                    report.problems.append(f"attachment {record.key}: {error}")
-                    continue
-            left = self._store.get(record.key)
-            if left is None:
-                report.released.append(f"attachment {record.key}")
-            else:
-                report.problems.append(f"attachment {record.key}: {left.problem}")
+            try:
+                if line := self._take_down_if_dead(record, dry_run):
+                    report.released.append(line)
+            except TerwayError as error:
+                report.problems.append(f"attachment {record.key}: {error}")
 
-    def _is_dead(self, record: Record, host_links: set[str] | None) -> bool:
-        if self._lifecycle.is_dead(record):
-            return True
-        if record.attachment.netns or host_links is None or record.wiring is None:
-            return False
-        return not any(getattr(obj, "name", "") in host_links for obj in record.wiring.host)
+    def _take_down_if_dead(self, record: Record, dry_run: bool) -> str:
+        """What was taken down; ``""`` when it lives, or somebody else was faster."""
+        if not self._lifecycle.is_dead(record):
+            return ""
+        if dry_run:
+            return f"attachment {record.key} ({record.state})"
+        with self._lifecycle.turn(record.attachment):
+            current = self._store.get(record.key)
+            if current is None or not self._lifecycle.is_dead(current):
+                return ""
+            self._lifecycle.take_down(current)
+            if left := self._store.get(record.key):
+                raise TerwayError(left.problem)
+        return f"attachment {record.key}"
 
     def _ask_drivers(self, report: Report, dry_run: bool) -> None:
         if dry_run:

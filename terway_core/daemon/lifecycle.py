@@ -21,7 +21,6 @@ from terway_core.daemon.shared import SharedObjects
 from terway_core.errors import (
     Drifted,
     InvalidEnvironment,
-    IOFailure,
     RetryLater,
     TerwayError,
     UnknownAttachment,
@@ -30,7 +29,7 @@ from terway_core.registry import Drivers
 from terway_core.store import Record, State, Store
 from terway_core.types import Attachment, AttachmentKey, Node
 from terway_core.wiring.engine import Engine
-from terway_core.wiring.netns import Namespace
+from terway_core.wiring.netns import Namespace, NamespaceGone
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Lifecycle:
         self._unavailable = unavailable
         self._clock = clock
         with Namespace.current() as host:
-            self._host_inode = host.inode
+            self._host = host.identity
         self._locks = SandboxLocks()
         self._adding_guard = threading.Lock()
         self._adding: defaultdict[AttachmentKey, list[Cancellation]] = defaultdict(list)
@@ -112,12 +111,12 @@ class Lifecycle:
         cancellation.check()
         attachment = _attachment(request)
         with Namespace.open(attachment.netns) as pod:
-            if pod.inode == self._host_inode:
+            if pod.identity == self._host:
                 raise InvalidEnvironment(
                     f"CNI_NETNS {attachment.netns} is the host's own network namespace, which no pod may have"
                 )
             record = self._store.get(attachment.key)
-            if record and record.state is State.READY and record.netns_inode == pod.inode:
+            if record and record.state is State.READY and record.netns_id == pod.identity:
                 log.info("add repeated", extra={"attachment": str(attachment.key)})
             else:
                 if record:
@@ -147,7 +146,7 @@ class Lifecycle:
             driver=mode,
             state=State.ALLOCATING,
             created=self._clock(),
-            netns_inode=pod.inode,
+            netns_id=pod.identity,
         )
         self._store.put(record)
         try:
@@ -197,7 +196,7 @@ class Lifecycle:
                 f"{attachment.key} is not attached to the network; delete the pod to have it made again"
             )
         with Namespace.open(attachment.netns) as pod:
-            if record.netns_inode not in (0, pod.inode):
+            if record.netns_id not in (0, pod.identity):
                 raise Drifted(
                     f"{attachment.key} was attached in another network namespace than {attachment.netns}"
                 )
@@ -268,16 +267,17 @@ class Lifecycle:
         self._store.remove(record.key)
 
     def is_dead(self, record: Record) -> bool:
-        """Nobody will use this attachment again: it is half made, half gone, or its namespace is gone."""
-        if record.state is not State.READY:
+        """Nobody will use this attachment again: it is half made, half gone, or its namespace is gone.
+
+        A path where nothing is proves little: to a daemon that was started without the runtime's mounts all
+        pods of the node look so. The host's end of a pod's link goes with its namespace.
+
+        :raises TerwayError: it cannot be told now.
+        """
+        if record.state is not State.READY or record.wiring is None:
             return True
-        if not record.attachment.netns:  # taken in from the kernel: it lives as long as its host link
-            return False
-        try:
-            with Namespace.open(record.attachment.netns) as pod:
-                return record.netns_inode not in (0, pod.inode)
-        except IOFailure:
-            return True
+        with contextlib.ExitStack() as stack:
+            return not _pod_of(record, stack) and not self._engine.has_link(record.wiring, record.owner)
 
     def _lock_names(self, attachment: Attachment) -> list[str]:
         names = [f"container {attachment.container_id}"]
@@ -300,6 +300,6 @@ def _pod_of(record: Record, stack: contextlib.ExitStack) -> Namespace | None:
         return None
     try:
         pod = stack.enter_context(Namespace.open(record.attachment.netns))
-    except IOFailure:
+    except NamespaceGone:
         return None
-    return pod if record.netns_inode in (0, pod.inode) else None
+    return pod if record.netns_id in (0, pod.identity) else None

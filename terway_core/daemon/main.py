@@ -121,9 +121,7 @@ class Daemon:
         The socket answers from the beginning: DEL at once, STATUS with 50 and ADD with 11 until every
         configured driver runs. Only then is the conflist put in place.
         """
-        for record in self.store.records():
-            if record.wiring:
-                self._shared.remember(record.key, record.wiring.node)
+        self._take_stock()
         server = Server(self.config.socket, self)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="server")
         thread.start()
@@ -149,12 +147,18 @@ class Daemon:
         """End :meth:`run`; called from another thread."""
         self._stopping.set()
 
-    def _come_up(self) -> None:
-        if self.store.was_damaged:
-            from terway_core.daemon.adopt import adopt
+    def _take_stock(self) -> None:
+        """Know of everything that is in use, before anything is served, given out or swept."""
+        if self.engine.owners() - {record.owner for record in self.store.records()}:
+            from terway_core.daemon.adopt import adopt  # loads pyroute2, which a start can do without
             from terway_core.wiring.inspect import HostState
 
             adopt(self.store, HostState.read(), self._clock())
+        for record in self.store.records():
+            if record.wiring:
+                self._shared.remember(record.key, record.wiring.node)
+
+    def _come_up(self) -> None:
         self.starter.start()
         report = self.collector.recover()
         log.info("recovered", extra=report.to_json())

@@ -98,6 +98,18 @@ class Engine:
         with self._lock:
             return self._socket.find_link(mac)
 
+    def has_link(self, wiring: Wiring, owner: str) -> bool:
+        """Whether one of the wiring's veth pairs is there and belongs to ``owner``."""
+        names = [obj.name for obj in wiring.host if isinstance(obj, Veth)]
+        with self._lock:
+            return any(_belongs_to(link, owner) for link in self._socket.links(names).values())
+
+    def owners(self) -> set[str]:
+        """Whom the host's links say that they belong to."""
+        with self._lock:
+            aliases = self._socket.aliases()
+        return {alias.removeprefix(ALIAS_PREFIX) for alias in aliases if alias.startswith(ALIAS_PREFIX)}
+
     def ensure(self, objects: Iterable[WiringObject]) -> None:
         """Apply shared objects of the host's namespace."""
         objects = tuple(objects)

@@ -153,25 +153,35 @@ class NetlinkSocket:
 
     def find_link(self, mac: str) -> FoundLink | None:
         """The link that has this MAC address of its own, not from a parent; None when there is none."""
+        found: FoundLink | None = None
+        for index, attributes in self._dump_links():
+            info = _attributes(attributes.get(IFLA_LINKINFO, b""), 0)
+            own = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") not in _INHERITING_KINDS
+            if own and attributes.get(IFLA_ADDRESS) == _mac(mac):
+                found = FoundLink(_text(attributes[IFLA_IFNAME]), index)
+        return found
+
+    def aliases(self) -> list[str]:
+        """The aliases of all links that have one."""
+        found = (_text(attributes.get(IFLA_IFALIAS, b"")) for _, attributes in self._dump_links())
+        return [alias for alias in found if alias]
+
+    def _dump_links(self) -> list[tuple[int, dict[int, bytes]]]:
+        """Index and attributes of each link."""
         self._sequence += 1
         body = _ifinfo() + _attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
         header = struct.pack(
             "=IHHII", 16 + len(body), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0
         )
         self._socket.send(header + body)
-        found: FoundLink | None = None
+        found: list[tuple[int, dict[int, bytes]]] = []
         while True:
             for kind, _, sequence, payload in _split(self._socket.recv(1 << 18)):
                 if sequence != self._sequence:
                     continue
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     return found
-                attributes = _attributes(payload, 16)
-                info = _attributes(attributes.get(IFLA_LINKINFO, b""), 0)
-                own = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") not in _INHERITING_KINDS
-                if own and attributes.get(IFLA_ADDRESS) == _mac(mac):
-                    name = attributes[IFLA_IFNAME].rstrip(b"\0").decode()
-                    found = FoundLink(name, struct.unpack_from("=i", payload, 4)[0])
+                found.append((struct.unpack_from("=i", payload, 4)[0], _attributes(payload, 16)))
 
     def close(self) -> None:
         self._socket.close()
@@ -195,7 +205,7 @@ def parse_link(payload: bytes) -> LinkInfo:
     index: int = struct.unpack_from("=i", payload, 4)[0]
     attributes = _attributes(payload, 16)
     group: int = struct.unpack("=I", attributes.get(IFLA_GROUP, b"\0\0\0\0"))[0]
-    return LinkInfo(index, group, attributes.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"))
+    return LinkInfo(index, group, _text(attributes.get(IFLA_IFALIAS, b"")))
 
 
 def new_veth(veth: Veth, peer_netns: int) -> Message:
@@ -380,6 +390,10 @@ def _attributes(data: bytes, offset: int) -> dict[int, bytes]:
     return found
 
 
+def _text(attribute: bytes) -> str:
+    return attribute.rstrip(b"\0").decode(errors="replace")
+
+
 def _explanation(flags: int, body: bytes) -> str:
     """The text after an error: NLMSGERR_ATTR_MSG behind the (capped) copy of the request's header."""
     if not flags & NLM_F_ACK_TLVS:
@@ -387,4 +401,4 @@ def _explanation(flags: int, body: bytes) -> str:
     offset = 4 + 16
     if not flags & NLM_F_CAPPED:
         offset = 4 + struct.unpack_from("=I", body, 4)[0]
-    return _attributes(body, offset).get(1, b"").rstrip(b"\0").decode(errors="replace")
+    return _text(_attributes(body, offset).get(1, b""))

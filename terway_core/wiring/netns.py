@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +27,15 @@ T = TypeVar("T")
 NETNS_DIR = Path("/run/netns")
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
+SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 MS_BIND = 4096
 MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NamespaceGone(IOFailure):
+    """There is nothing at the path, or something that is no network namespace (any more)."""
 
 
 class Namespace:
@@ -46,10 +54,13 @@ class Namespace:
     def open(cls, path: str | Path) -> Self:
         """The namespace bound to ``path``.
 
-        :raises IOFailure: nothing is there, or it is no network namespace.
+        :raises NamespaceGone: nothing is there, or it is no network namespace.
+        :raises IOFailure: what is there could not be opened.
         """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NamespaceGone(f"there is no network namespace {path}") from error
         except OSError as error:
             raise IOFailure(
                 f"network namespace {path} cannot be opened: {os.strerror(error.errno or 0)}"
@@ -60,13 +71,19 @@ class Namespace:
             kind = 0
         if kind != CLONE_NEWNET:
             os.close(fd)
-            raise IOFailure(f"{path} is not a network namespace")
+            raise NamespaceGone(f"{path} is not a network namespace")
         return cls(fd, str(path))
 
-    @property
-    def inode(self) -> int:
-        """What tells namespaces apart while they live; the kernel may use the number again afterwards."""
-        return os.fstat(self.fd).st_ino
+    @functools.cached_property
+    def identity(self) -> int:
+        """What tells the namespace from all others of this boot.
+
+        Before Linux 5.14 only from those that live: the number may be used again, and soon is.
+        """
+        try:
+            return self.run(_cookie)
+        except OSError:
+            return os.fstat(self.fd).st_ino
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``function`` in a thread that has entered this namespace; return or raise what it does."""
@@ -96,6 +113,11 @@ class Namespace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _cookie() -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 def create_netns(name: str) -> Path:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import re
+from ipaddress import ip_network
 from typing import Any
 
 from terway_core.errors import WiringError
@@ -88,6 +90,19 @@ def masquerades() -> dict[str, int]:
     entries = json.loads(_run(f"list table inet {TABLE}"))["nftables"]
     rules = [entry["rule"] for entry in entries if "rule" in entry]
     return {rule.get("comment", ""): rule["handle"] for rule in rules}
+
+
+def parse_comment(comment: str) -> Masquerade | None:
+    """The object that a rule was made for; None when the comment is not of our making."""
+    match = re.fullmatch(r"masquerade from (\S+)(?: except to (.+))?", comment)
+    if not match:
+        return None
+    src, exclude = match.groups()
+    try:
+        networks = [ip_network(text) for text in exclude.split(", ")] if exclude else []
+        return Masquerade(src=ip_network(src), exclude=tuple(networks))
+    except ValueError:
+        return None
 
 
 def add_masquerade(obj: Masquerade) -> None:

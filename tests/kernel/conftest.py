@@ -1,9 +1,10 @@
-"""A node (a network namespace, a daemon in it, the real plugin) and the pods on it; and a guard against leaks.
+"""A node (a network namespace, a daemon in it, the real plugin), the pods on it, and a guard against leaks.
 
-``machine`` makes nodes and takes everything away again; most tests use ``node``, or share one in their module.
+``make_node`` makes nodes as a test wants them; most tests take ``node``, one for all tests of their module.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -107,6 +108,10 @@ class Pod:
         with Namespace.open(self.netns) as namespace:
             return namespace.run(function, *args, **kwargs)
 
+    def reaches(self, address: str, *, timeout: float = 3.0) -> bool:
+        """Whether the pod gets answers from ``address``."""
+        return self.inside(ping, ip_address(address), timeout=timeout) is not None
+
     def ip(self, *argv: str) -> Any:
         """What ``ip`` says or does in the pod."""
         return ip_command(self.netns.name, *argv)
@@ -201,6 +206,14 @@ class Node:
         if wait:
             self.wait_until_ready()
 
+    @contextlib.contextmanager
+    def held(self, step: str) -> Iterator[None]:
+        """Within the block the daemon waits when it comes to a step."""
+        gate = self.faults / f"hold-{step}"
+        gate.touch()
+        yield
+        gate.unlink()
+
     def wait_until_ready(self, *, but_not: int = 0) -> int:
         """Wait for a daemon that serves, another than the one of the pid ``but_not``; return its pid."""
 
@@ -286,6 +299,11 @@ class Node:
         """The sandbox's namespace goes, without a DEL."""
         delete_netns(pod.netns.name)
         self.pods.remove(pod)
+
+    def renew(self, pod: Pod) -> None:
+        """Another namespace takes the place of the sandbox's."""
+        delete_netns(pod.netns.name)
+        create_netns(pod.netns.name)
 
     def cni(
         self,
@@ -428,6 +446,9 @@ class Node:
             delete_netns(name)
 
 
+_numbers = itertools.count()
+
+
 @contextlib.contextmanager
 def machine(folder: Path) -> Iterator[Callable[..., Node]]:
     """Makes nodes; those are gone in the end, and their daemons met no defect."""
@@ -435,29 +456,23 @@ def machine(folder: Path) -> Iterator[Callable[..., Node]]:
 
     def make(**settings: Any) -> Node:
         require("ip", "nft")
-        name = f"{RUN}-{make.count}"
-        make.count += 1
+        name = f"{RUN}-{next(_numbers)}"
         node = Node(name, folder / name, **settings)
         nodes.append(node)
         node.boot()
         node.terway("cni", "install", "--no-conflist")
         return node
 
-    make.count = machine.count
     try:
         yield make
         for node in nodes:
             node.stop()
     finally:
-        machine.count = make.count
         for node in nodes:
             print(node.log_text())
             node.close()
     for node in nodes:
         assert '"trace"' not in node.log.read_text(), "the daemon's log has a traceback"
-
-
-machine.count = 0
 
 
 @pytest.fixture
@@ -467,21 +482,24 @@ def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
         yield make
 
 
-@pytest.fixture
-def node(make_node: Callable[..., Node]) -> Node:
-    """A node whose daemon runs, for one test."""
-    node = make_node()
-    node.start()
-    return node
-
-
 @pytest.fixture(scope="module")
-def shared_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A node whose daemon runs, for all tests of a module; each leaves it as it was."""
+def module_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """What ``node`` is made of."""
     with machine(tmp_path_factory.mktemp("node")) as make:
         node = make()
         node.start()
         yield node
+
+
+@pytest.fixture
+def node(module_node: Node) -> Iterator[Node]:
+    """The module's node, whose daemon runs. When the test is over its pods vanish, and gc leaves nothing."""
+    before = module_node.kernel()
+    yield module_node
+    for pod in [*module_node.pods]:
+        module_node.remove(pod)
+    module_node.wait_until_clean()
+    assert set(module_node.kernel()) == set(before)
 
 
 # -- leaks ------------------------------------------------------------------------------------------------

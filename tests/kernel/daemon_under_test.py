@@ -1,13 +1,17 @@
-"""Runs a daemon as ``terway daemon`` does and starts it again when it is killed, as systemd's ``Restart=always``
-would; the files of a folder say which faults befall it. The product knows nothing of this.
+"""Runs a daemon as ``terway daemon`` does, and another when it is killed, like systemd.
+
+The files of a folder say which faults befall it; the product knows nothing of this.
 
 ``kill-COMMAND``
     A number N: in the next ``add``, ``delete`` or ``recover`` the process is killed by SIGKILL before the Nth
     side effect, or, if N is one more than there are, when the last one is done. The file goes before.
 ``away``
     A daemon that was killed is not started again while the file is there.
-``hold-HOOK``
-    Calls of this driver hook wait while the file is there; ``held-HOOK`` says that one does.
+``hold-STEP``
+    Calls of this step (a driver hook, or ``apply``, which wires) wait while the file is there; ``held-STEP``
+    says that one does.
+``events``
+    Gets a line for each request that is about to wait for its ``turn``, and for each ``cancel`` of an ADD.
 ``refuse``
     Drivers refuse to start with RetryLater while the file is there; its text is the reason.
 ``clock``
@@ -30,6 +34,7 @@ from terway_core.config import load_config
 from terway_core.daemon import main
 from terway_core.daemon.collector import Collector
 from terway_core.daemon.lifecycle import Lifecycle
+from terway_core.daemon.queue import Cancellation, SandboxLocks
 from terway_core.errors import RetryLater
 from terway_core.registry import Drivers
 from terway_core.store import Store
@@ -108,13 +113,24 @@ class Trap:
 
 
 def hold(folder: Path) -> None:
-    """Let calls of hooks wait for ``hold-HOOK`` to go."""
-    for hook in ("allocate", "setup", "teardown"):
-        wrap(Drivers, hook, functools.partial(wait_while, folder, hook))
+    """Let steps wait for ``hold-STEP`` to go."""
+    for owner, step in ((Drivers, "allocate"), (Drivers, "setup"), (Drivers, "teardown"), (Engine, "apply")):
+        wrap(owner, step, functools.partial(wait_while, folder, step))
 
 
-def wait_while(folder: Path, hook: str) -> None:
-    gate, held = folder / f"hold-{hook}", folder / f"held-{hook}"
+def tell(events: Path) -> None:
+    """Write down what cannot be seen from outside."""
+    for owner, method, event in ((SandboxLocks, "hold", "turn"), (Cancellation, "cancel", "cancel")):
+        wrap(owner, method, functools.partial(append, events, event))
+
+
+def append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+
+
+def wait_while(folder: Path, step: str) -> None:
+    gate, held = folder / f"hold-{step}", folder / f"held-{step}"
     until = time.monotonic() + PATIENCE
     while gate.exists() and time.monotonic() < until:
         held.touch()
@@ -142,6 +158,7 @@ def supervise(config, folder: Path) -> int:
     main.Daemon = functools.partial(main.Daemon, drivers=drivers, clock=clock_of(folder / "clock"))
     Trap(folder).set()
     hold(folder)
+    tell(folder / "events")
     refuse(folder / "refuse")
     child = 0
     stopping = False

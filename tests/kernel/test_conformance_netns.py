@@ -12,7 +12,7 @@ pytestmark = pytest.mark.kernel
 
 def test_namespaces_are_new_and_leave_no_name(terway_netns):
     first, second = terway_netns(), terway_netns()
-    assert first.inode != second.inode
+    assert first.identity != second.identity
     assert list(Path("/run/netns").glob(f"terway-test-{os.getpid()}*")) == []
 
 

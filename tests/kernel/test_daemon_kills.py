@@ -19,8 +19,10 @@ def node(make_node):
 
 
 def killed_at(node, command, step, action):
-    """Do ``action`` with a daemon that is killed at a step of ``command``; its answer, and whether it was. There
-    is another daemon then."""
+    """Do ``action`` with a daemon that is killed at a step of ``command``.
+
+    Its answer, and whether the daemon was killed; then there is another one.
+    """
     pid = node.status()["pid"]
     (node.faults / f"kill-{command}").write_text(str(step))
     answer = action()
@@ -93,7 +95,7 @@ def test_delete(node, company):
 
 
 def test_recovery(node):
-    """The daemon that puts things in order is killed too: a spooled DEL, and a pod whose namespace is gone."""
+    """The daemon that puts things in order is killed too. It finds a spooled DEL and a vanished pod."""
     before = node.kernel()
     for step in itertools.count(1):
         deleted, vanished = node.pod(), node.pod()

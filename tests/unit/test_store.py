@@ -32,7 +32,7 @@ records = st.builds(
     Record,
     attachment=attachments,
     created=st.floats(min_value=0, max_value=1e11),
-    netns_inode=st.integers(0, 2**32),
+    netns_id=st.integers(0, 2**32),
     lease=st.none() | leases,
     wiring=st.none() | st.from_type(Wiring),
 )
@@ -82,7 +82,7 @@ def test_a_row_comes_back_as_it_was(store, record):
 
 
 def test_put_replaces_and_advance_changes_only_the_state(store):
-    store.put(replace(record(), wiring=Wiring(), netns_inode=7))
+    store.put(replace(record(), wiring=Wiring(), netns_id=7))
     moved = store.advance(store.get(record().key), State.WIRING, problem="refused")
     assert (moved.state, moved.problem) == (State.WIRING, "refused")
     assert store.get(moved.key) == moved
@@ -105,10 +105,14 @@ def test_records_are_sorted_by_age(store):
 
 
 def test_others_of_are_older_sandboxes_of_the_same_interface(store):
-    for old in (record("c1"), record("c2"), record("c2", ifname="eth1"), record("c3", name="other")):
+    elsewhere = replace(record("c4"), attachment=replace(record("c4").attachment, network="renamed"))
+    for old in (record("c1"), record("c2"), record("c2", ifname="eth1"), record("c3", name="other"), elsewhere):
         store.put(old)
-    assert [found.attachment.container_id for found in store.others_of(record("c1").attachment)] == ["c2"]
-    assert store.others_of(record("new").attachment) == [record("c1"), record("c2")]
+    assert [found.attachment.container_id for found in store.others_of(record("c1").attachment)] == [
+        "c2",
+        "c4",
+    ]
+    assert store.others_of(record("new").attachment) == [record("c1"), record("c2"), elsewhere]
 
 
 def test_pods_without_a_name_are_not_one_another(store):
