@@ -80,9 +80,9 @@ _ADVICE: Final = (
     ("NoPermission", "Allow {product}:{action} in the RAM policy of the key from {origin}."),
     ("IpNotEnough", "Give back addresses of that vSwitch, or let ENIs be in another vSwitch of the zone."),
     ("PrivateIpAddress", "Give back addresses of that vSwitch, or let ENIs be in another one of the zone."),
-    ("EniPerInstanceLimitExceeded", "No instance type has more ENIs than its quota; choose a larger one."),
+    ("EniPerInstanceLimitExceeded", "The instance type allows no more ENIs; choose a larger one."),
     ("MaxEniCountExceeded", "Delete ENIs that nobody needs, or ask for a higher quota."),
-    ("CountExceeded", "No ENI has more addresses than the quota of the instance type; choose a larger one."),
+    ("CountExceeded", "The instance type allows no more addresses on one ENI; choose a larger one."),
     (
         "SecurityGroupInstanceLimitExceed",
         "Use another security group, or an enterprise one, which holds more.",
@@ -109,10 +109,10 @@ def to_error(failure: Failure, *, product: str, action: str, endpoint: str, orig
             f"{action}: no answer from {endpoint} ({failure.message}). Check the network and the setting "
             f"cloud.{product}_endpoint."
         )
+    what = f"{action}: {failure.code}: {failure.message.rstrip('.')} (request {failure.request_id})."
     advice = next((text for part, text in _ADVICE if part in failure.code), "")
     return CloudError(
-        f"{action}: {failure.code}: {failure.message.rstrip('.')} (request {failure.request_id}). ".strip()
-        + advice.format(product=product, action=action, origin=origin),
+        f"{what} {advice.format(product=product, action=action, origin=origin)}".rstrip(),
         code=failure.code,
         request_id=failure.request_id,
     )

@@ -24,17 +24,25 @@ async def serve(lab: Lab) -> None:
     region.add_access_key()
     switch = Switch(region, Engine())
     switch.build(lab)
+    behaviour = api.Behaviour()
     openapi = web.AppRunner(
-        api.build_app(region, on_route_added=switch.add_route, on_route_removed=switch.remove_route),
+        api.build_app(
+            region,
+            behaviour=behaviour,
+            on_route_added=switch.add_route,
+            on_route_removed=switch.remove_route,
+            on_interface_changed=switch.change_interface,
+        ),
         access_log=None,
     )
-    instances = web.AppRunner(metadata.build_app(region), access_log=None)
+    instances = web.AppRunner(metadata.build_app(region, behaviour=behaviour), access_log=None)
     await openapi.setup()
     await instances.setup()
     await web.TCPSite(instances, str(fabric.METADATA), 80).start()
     await web.TCPSite(openapi, str(fabric.OPENAPI), 80).start()
     await web.UnixSite(openapi, str(lab.region_socket)).start()
-    await asyncio.Event().wait()
+    with switch.watching():
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The lab's VPC drops what the real one would drop, and obeys its route table. Real packets throughout."""
 
-import itertools
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -20,15 +19,13 @@ from terway_core.wiring.engine import Engine
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import Address, Wiring
 
+from .packets import IP_TRANSPARENT, arrives, free_port, udp
+
 pytestmark = pytest.mark.kernel
 
 NODE_1, NODE_2 = ip_address("192.168.0.1"), ip_address("192.168.0.2")
 NODE_1_IPV6, NODE_2_IPV6 = ip_address("2001:db8:0:100::1"), ip_address("2001:db8:0:100::2")
 GATEWAY_IPV6 = ip_address("2001:db8:0:100:ffff:ffff:ffff:fffd")
-#: Send from an address that the machine does not have (linux/in.h, linux/in6.h).
-IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
-
-ports = itertools.count(20000)
 
 
 @pytest.fixture(scope="module")
@@ -71,34 +68,6 @@ def cloud(lab: Lab) -> Cloud:
         "ALIBABA_CLOUD_ACCESS_KEY_SECRET": region["access_key_secret"],
     }
     return Cloud(config, env=env)
-
-
-def udp(address) -> socket.socket:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    return socket.socket(family, socket.SOCK_DGRAM)
-
-
-def arrives(sender: Namespace, source: str, receiver: Namespace, target: str, timeout: float = 0.3) -> bool:
-    """Whether a datagram from ``source``, an address that ``sender`` need not have, gets to ``target``."""
-    port = next(ports)
-
-    def send() -> None:
-        with udp(ip_address(source)) as sock:
-            if ip_address(source).version == 4:
-                sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-            sock.bind((source, 0))
-            sock.sendto(b"hello", (target, port))
-
-    with receiver.run(udp, ip_address(target)) as sock:
-        sock.bind((target, port))
-        sock.settimeout(timeout)
-        sender.run(send)
-        try:
-            return sock.recvfrom(16)[1][0] == source
-        except TimeoutError:
-            return False
 
 
 @pytest.mark.parametrize(
@@ -174,7 +143,7 @@ def test_the_nat_gateway_hides_nodes_and_nobody_else(node_1, internet):
     target = str(fabric.INTERNET_HOST)
 
     def source_seen(source: str, timeout: float = 5) -> str | None:
-        port = next(ports)
+        port = free_port()
         with internet.run(udp, fabric.INTERNET_HOST) as sock, node_1.run(udp, NODE_1) as client:
             sock.bind((target, port))
             sock.settimeout(timeout)

@@ -1,0 +1,1 @@
+"""Tests with namespaces and real packets."""
