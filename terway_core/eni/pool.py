@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from terway_core.cloud import Cloud, ecs, vpc
@@ -198,13 +198,13 @@ class Pool:
             self._quiet_since = now = self._clock()
             return self._rows.give_back(owner, now + self._config.cooldown) is not None
 
-    def collect(self) -> list[str]:
-        """Give back what belongs to owners that are in no row of the journal; one line for each.
+    def collect(self, live: Iterable[str]) -> list[str]:
+        """Give back what belongs to owners that are neither in ``live`` nor in the journal; a line for each.
 
         The owners are looked at before the journal: an attachment has its row before it gets an address.
         """
         owners = self._rows.owners()
-        dead = sorted(owners - set(self._ledger.journalled()))
+        dead = sorted(owners - set(live) - set(self._ledger.journalled()))
         return [f"addresses of {owner}" for owner in dead if self.release(owner)]
 
     @property

@@ -147,8 +147,9 @@ class Supplier:
 
     def next_look(self) -> float:
         """When something that waits may go on, in seconds since the epoch; infinity if nothing waits."""
+        now = self._clock()
         with self._rows.changed:
-            return min(self._not_before.values(), default=float("inf"))
+            return min((at for at in self._not_before.values() if at > now), default=float("inf"))
 
     # -- operations ---------------------------------------------------------------------------------------
 

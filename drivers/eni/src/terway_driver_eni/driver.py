@@ -96,7 +96,8 @@ class EniDriver:
     @hookimpl
     def terway_gc(self, live: tuple[Attachment, ...], node: Node) -> GcReport:
         pool = self._started()
-        return GcReport(released=tuple(pool.collect()), problems=tuple(pool.problems))
+        released = pool.collect(str(attachment.key) for attachment in live)
+        return GcReport(released=tuple(released), problems=tuple(pool.problems))
 
     @hookimpl
     def terway_preflight(self, node: Node) -> list[Problem]:

@@ -85,7 +85,8 @@ class EniipVethDriver:
     @hookimpl
     def terway_gc(self, live: tuple[Attachment, ...], node: Node) -> GcReport:
         pool = self._started()
-        return GcReport(released=tuple(pool.collect()), problems=tuple(pool.problems))
+        released = pool.collect(str(attachment.key) for attachment in live)
+        return GcReport(released=tuple(released), problems=tuple(pool.problems))
 
     def _started(self) -> Pool:
         if self._pool is None:

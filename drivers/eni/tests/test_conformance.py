@@ -1,0 +1,71 @@
+"""The conformance suite, with the real pool against the simulated API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from terway_driver_eni import EniDriver
+
+from terway_core.eni.pool import Pool
+from terway_core.testing.base import Rig
+from terway_core.testing.conformance import DriverConformance
+from terway_core.testing.eni import FakeLinks, simulated_pool
+from terway_core.testing.fakes import FakeClock, WatchedStore
+from terway_core.types import Attachment
+from terway_core.wiring.engine import Engine
+from terway_core.wiring.netns import Namespace
+from terway_core.wiring.objects import Veth, Wiring
+
+
+class TestEni(DriverConformance):
+    mode = "eni"
+    supports_dual_stack = True
+
+    @pytest.fixture
+    def driver(self) -> EniDriver:
+        return EniDriver()
+
+    @pytest.fixture
+    def links(self) -> FakeLinks:
+        return FakeLinks()
+
+    @pytest.fixture
+    def eni_pool(
+        self,
+        links: FakeLinks,
+        terway_store: WatchedStore,
+        terway_clock: FakeClock,
+        families: tuple[int, ...],
+    ) -> Iterator[Callable[[str], Pool]]:
+        with simulated_pool(terway_store, terway_clock, links.find, families=families) as simulated:
+            yield simulated.start
+
+    def leftovers(self, rig: Rig) -> list[str]:
+        enis = rig.services.eni_pool("exclusive").describe()
+        return [f"{eni['eni']} of {eni['owner']}" for eni in enis if eni["owner"]]
+
+    def spoil_a_record(self, rig: Rig, attachment: Attachment) -> None:
+        rig.services.store.write(
+            lambda db: db.execute(
+                "UPDATE enis SET eni = replace(eni, ?, 'not an attachment')", (str(attachment.key),)
+            )
+        )
+
+    @pytest.fixture
+    def host(self, rig: Rig, links: FakeLinks, terway_netns: Callable[[], Namespace]) -> Iterator[Namespace]:
+        """A node with a link for each ENI that the pool can make."""
+        host, beyond = terway_netns(), terway_netns()
+        rig.allocate(_first())  # the pool makes the ENI that the case will get
+        engine = Engine(beyond)
+        for number, mac in enumerate(links.macs):
+            link = Veth(name=f"far{number}", peer=f"eth{number + 1}", mac="ee:ff:ff:ff:ff:ff", peer_mac=mac)
+            engine.apply(Wiring(host=(link,)), host, "test")
+        engine.close()
+        return host
+
+
+def _first() -> Attachment:
+    from terway_core.testing.wiring_cases import POD
+
+    return POD
