@@ -11,7 +11,7 @@ from terway_core.registry import Drivers
 from terway_core.types import Attachment, GcReport, Lease, Node, Outcome, Pod
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.inspect import diff
-from terway_core.wiring.objects import Address, Route, Veth, Wiring
+from terway_core.wiring.objects import Address, Neighbor, Route, Veth, Wiring
 
 pytestmark = pytest.mark.kernel
 
@@ -26,14 +26,20 @@ class Driver:
 
     @hookimpl
     def terway_setup(self, attachment, lease, node):
-        name = attachment.host_ifname
+        name, mac, pod_mac = attachment.host_ifname, attachment.mac("host"), attachment.mac("pod")
+        # Neighbours, because an ARP request right after the link came up may wait a second for its answer.
         return Wiring(
             host=(
-                Veth(name=name, peer="eth0", mac=attachment.mac("host"), peer_mac=attachment.mac("pod")),
+                Veth(name=name, peer="eth0", mac=mac, peer_mac=pod_mac),
                 Address(dev=name, address=HOST),
+                Neighbor(dev=name, address=POD.ip, mac=pod_mac),
                 Route(dst=ip_network(POD), dev=name),
             ),
-            pod=(Address(dev="eth0", address=POD), Route(dst=ip_network(HOST), dev="eth0")),
+            pod=(
+                Address(dev="eth0", address=POD),
+                Neighbor(dev="eth0", address=HOST.ip, mac=mac),
+                Route(dst=ip_network(HOST), dev="eth0"),
+            ),
         )
 
     @hookimpl
