@@ -14,10 +14,9 @@ from ipaddress import ip_interface
 
 from terway_core.store import Record, State, Store
 from terway_core.types import Attachment, AttachmentKey, Lease, Wiring
-from terway_core.wiring import nft
 from terway_core.wiring.inspect import HostState, Link
 from terway_core.wiring.netlink import OURS
-from terway_core.wiring.objects import Neighbor, Route, Rule, Veth, WiringObject
+from terway_core.wiring.objects import Neighbor, Route, Rule, Veth, WiringObject, describe
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def adopt(store: Store, state: HostState, now: float) -> None:
     records = [_record(state, ours, driver, key, link, now) for driver, key, link in lost]
     own = {obj for record in records if record.wiring for obj in record.wiring.host}
     pod_links = set(state.owned_links())
-    shared: list[WiringObject] = [*filter(None, map(nft.parse_comment, sorted(state.masquerades)))]
+    shared: list[WiringObject] = sorted(state.masquerades, key=describe)
     shared += (obj for obj in ours if obj not in own and getattr(obj, "dev", "") not in pod_links)
     for record in records:
         assert record.wiring

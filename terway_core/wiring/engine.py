@@ -175,15 +175,11 @@ class Engine:
             _remove_objects(self._socket, objects, where="host", ours=True)
             for obj in objects:
                 if isinstance(obj, Masquerade):
-                    self.remove_masquerade(describe(obj))
+                    self._on_host(nft.delete_masquerade, obj)
 
     def delete_link(self, index: int) -> None:
         """Delete one host link by its index; one that is gone is forgiven."""
         self._reaper.delete([index])
-
-    def remove_masquerade(self, comment: str) -> None:
-        """Take away one of our masquerading rules by what it says of itself."""
-        self._on_host(nft.delete_masquerade, comment)
 
     def _on_host(self, function: Callable[..., T], *args: object) -> T:
         return self._host.run(function, *args) if self._host else function(*args)

@@ -292,7 +292,7 @@ def _compare_here(where: str, objects: tuple[WiringObject, ...], owner: str) -> 
         found += [
             Difference(where, obj, "missing")
             for obj in objects
-            if isinstance(obj, Masquerade) and describe(obj) not in present
+            if isinstance(obj, Masquerade) and obj not in present
         ]
     return found
 
@@ -342,7 +342,7 @@ class HostState:
     has a row already, so nothing of a pod that is being added is taken for a stray."""
 
     snapshot: Snapshot
-    masquerades: frozenset[str]
+    masquerades: frozenset[Masquerade]
 
     @classmethod
     def read(cls, host: Namespace | None = None) -> HostState:
@@ -365,7 +365,6 @@ class HostState:
             declared.update(wiring.node, wiring.host)
         names = {obj.name for obj in declared if isinstance(obj, Veth)}
         rules = {_normal(obj) for obj in declared if isinstance(obj, Rule)}
-        comments = {describe(obj) for obj in declared if isinstance(obj, Masquerade)}
         doomed = set(self.owned_links()) - names
         found = [_stray_link(self.snapshot.links[name]) for name in sorted(doomed)]
         for route, protocol in self.snapshot.routes.items():
@@ -374,7 +373,7 @@ class HostState:
         for rule, protocol in self.snapshot.rules.items():
             if protocol == netlink.OURS and rule not in rules:
                 found.append(_stray_object(rule))
-        found += [_stray_masquerade(comment) for comment in sorted(self.masquerades - comments)]
+        found += map(_stray_object, sorted(self.masquerades - declared, key=describe))
         return found
 
 
@@ -387,11 +386,7 @@ def _stray_object(obj: WiringObject) -> Stray:
     return Stray(describe(obj), lambda engine: engine.remove_shared([obj]))
 
 
-def _stray_masquerade(comment: str) -> Stray:
-    return Stray(comment, lambda engine: engine.remove_masquerade(comment))
-
-
-def _masquerades() -> Iterable[str]:
+def _masquerades() -> Iterable[Masquerade]:
     try:
         return nft.masquerades()
     except nft.NftUnavailable:  # then nobody has made any

@@ -1,7 +1,7 @@
 """Masquerading in nftables, through libnftables: no process to start, and the kernel's words for errors.
 
-All rules are in one table of our own, ``inet terway``; each carries what it does as its comment, by which it
-is found again.
+All rules are in one table of our own, ``inet terway``, and are found again by what they do. (A comment would
+be simpler, but holds 128 characters, which a handful of networks fills.)
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
-import re
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any
 
 from terway_core.errors import WiringError
 from terway_core.types import Problem
-from terway_core.wiring.objects import IPNetwork, Masquerade, describe
+from terway_core.wiring.objects import IPNetwork, Masquerade
 
 TABLE = "terway"
 CHAIN = "postrouting"
@@ -82,57 +81,76 @@ def preflight() -> Problem | None:
     return None
 
 
-def masquerades() -> dict[str, int]:
+def masquerades() -> dict[Masquerade, int]:
     """Our rules in the calling thread's namespace: what each does, and its handle."""
     tables = json.loads(_run("list tables"))["nftables"]
     if not any(_is_ours(entry) for entry in tables):
         return {}
     entries = json.loads(_run(f"list table inet {TABLE}"))["nftables"]
     rules = [entry["rule"] for entry in entries if "rule" in entry]
-    return {rule.get("comment", ""): rule["handle"] for rule in rules}
-
-
-def parse_comment(comment: str) -> Masquerade | None:
-    """The object that a rule was made for; None when the comment is not of our making."""
-    match = re.fullmatch(r"masquerade from (\S+)(?: except to (.+))?", comment)
-    if not match:
-        return None
-    src, exclude = match.groups()
-    try:
-        networks = [ip_network(text) for text in exclude.split(", ")] if exclude else []
-        return Masquerade(src=ip_network(src), exclude=tuple(networks))
-    except ValueError:
-        return None
+    return {obj: rule["handle"] for rule in rules if (obj := _parse(rule["expr"]))}
 
 
 def add_masquerade(obj: Masquerade) -> None:
     """Make the rule, unless it is there."""
-    comment = describe(obj)
-    if comment in masquerades():
+    if obj in masquerades():
         return
     _run(
         f"add table inet {TABLE}\n"
         f"add chain inet {TABLE} {CHAIN} {{ type nat hook postrouting priority srcnat; }}\n"
-        f"add rule inet {TABLE} {CHAIN} {_match(obj)} masquerade fully-random comment {json.dumps(comment)}"
+        f"add rule inet {TABLE} {CHAIN} {_match(obj)} masquerade fully-random"
     )
 
 
-def delete_masquerade(comment: str) -> None:
+def delete_masquerade(obj: Masquerade) -> None:
     """Take a rule away; with the last one goes the table."""
     found = masquerades()
-    if comment not in found:
+    handle = found.pop(obj, None)
+    if handle is None:
         return
-    if len(found) == 1:
-        _run(f"delete table inet {TABLE}")
+    if found:
+        _run(f"delete rule inet {TABLE} {CHAIN} handle {handle}")
     else:
-        _run(f"delete rule inet {TABLE} {CHAIN} handle {found[comment]}")
+        _run(f"delete table inet {TABLE}")
 
 
 def _match(obj: Masquerade) -> str:
     word = "ip" if obj.src.version == 4 else "ip6"
-    same_family: list[IPNetwork] = [net for net in obj.exclude if net.version == obj.src.version]
-    exclude = ", ".join(map(str, same_family))
+    exclude = ", ".join(map(str, obj.exclude))
     return f"{word} saddr {obj.src}" + (f" {word} daddr != {{ {exclude} }}" if exclude else "")
+
+
+def _parse(expressions: list[dict[str, Any]]) -> Masquerade | None:
+    """The object whose rule this is; None for one that is not of our making (libnftables-json(5))."""
+    found: dict[str, list[IPNetwork]] = {}
+    masquerade = False
+    for expression in expressions:
+        match expression:
+            case {"match": {"op": op, "left": {"payload": {"field": field}}, "right": right}}:
+                found[f"{field} {op}"] = _networks(right)
+            case {"masquerade": _}:
+                masquerade = True
+            case _:
+                return None
+    src = found.pop("saddr ==", [])
+    exclude = found.pop("daddr !=", [])
+    if not masquerade or len(src) != 1 or found:
+        return None
+    return Masquerade(src=src[0], exclude=tuple(exclude))
+
+
+def _networks(value: Any) -> list[IPNetwork]:
+    match value:
+        case {"set": items}:
+            return [network for item in items for network in _networks(item)]
+        case {"prefix": {"addr": address, "len": length}}:
+            return [ip_network(f"{address}/{length}")]
+        case {"range": [first, last]}:  # the kernel joins neighbours
+            return [*summarize_address_range(ip_address(first), ip_address(last))]
+        case str():
+            return [ip_network(value)]
+        case _:
+            return []
 
 
 def _is_ours(entry: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    collapse_addresses,
     ip_network,
 )
 from typing import Literal, TypeAlias
@@ -151,12 +152,18 @@ class TokenBucket:
 class Masquerade:
     """Source NAT to the node's address for packets from ``src`` to anywhere but ``exclude``.
 
-    Kept in nftables, in a table of our own; only ``node`` may hold it.
+    Kept in nftables, in a table of our own; only ``node`` may hold it. Of ``exclude`` it keeps what matters,
+    in one spelling: two that do the same are equal.
     """
 
     src: IPNetwork
     exclude: tuple[IPNetwork, ...] = ()
     kind: Literal["masquerade"] = "masquerade"
+
+    def __post_init__(self) -> None:
+        family = IPv4Network if self.src.version == 4 else IPv6Network
+        relevant = [network for network in self.exclude if isinstance(network, family)]
+        object.__setattr__(self, "exclude", tuple(collapse_addresses(relevant)))
 
 
 WiringObject: TypeAlias = (
