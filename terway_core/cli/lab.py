@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from terway_core.cli.common import AsJson, console, print_json
+from terway_core.cli import lab_faults
+from terway_core.cli.common import AsJson, LabFolder, print_json, print_table
 from terway_core.lab.state import (
     DEFAULT_FOLDER,
     DEFAULT_INSTANCE_TYPE,
-    ENV_FOLDER,
     IpStack,
     Lab,
     LabError,
@@ -36,8 +36,8 @@ api_app = typer.Typer(no_args_is_help=True, help="The region's OpenAPI.")
 app.add_typer(pod_app, name="pod")
 app.add_typer(node_app, name="node")
 app.add_typer(api_app, name="api")
+app.add_typer(lab_faults.app, name="fault")
 
-Folder = Annotated[Path, typer.Option("--dir", envvar=ENV_FOLDER, help="The folder of the lab's state.")]
 Drivers = Annotated[str, typer.Option(help="Modes that the nodes serve, separated by commas.")]
 Stack = Annotated[IpStack, typer.Option(help="Families of the pods' addresses.")]
 InstanceType = Annotated[
@@ -59,7 +59,7 @@ Command = Annotated[list[str], typer.Argument(help="The command and its argument
 
 @app.command("up")
 def lab_up(
-    folder: Folder = DEFAULT_FOLDER,
+    folder: LabFolder = DEFAULT_FOLDER,
     nodes: Annotated[int, typer.Option(help="How many nodes.")] = 2,
     drivers: Drivers = "vpc",
     ip_stack: Stack = "ipv4",
@@ -77,7 +77,7 @@ def lab_up(
 
 
 @app.command("down")
-def lab_down(folder: Folder = DEFAULT_FOLDER) -> None:
+def lab_down(folder: LabFolder = DEFAULT_FOLDER) -> None:
     """Take the lab down: its processes, namespaces and files, whatever is left of them."""
     from terway_core.lab.build import down
 
@@ -85,7 +85,7 @@ def lab_down(folder: Folder = DEFAULT_FOLDER) -> None:
 
 
 @app.command("status")
-def lab_status(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
+def lab_status(folder: LabFolder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """Show how each process is doing. Exit code 1: one of them does not serve."""
     from terway_core.lab.build import status
 
@@ -94,13 +94,13 @@ def lab_status(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None
         print_json([{**asdict(health), "log": str(health.log)} for health in found])
     else:
         rows = [(health.name, health.state, health.pid or "-", health.log) for health in found]
-        _print_table(("name", "state", "pid", "log"), rows)
+        print_table(("name", "state", "pid", "log"), rows)
     if any(health.state != "ready" for health in found):
         raise typer.Exit(1)
 
 
 @app.command("env")
-def lab_env(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
+def lab_env(folder: LabFolder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """Show namespaces, sockets, folders, endpoints and credentials, for tools of your own."""
     from terway_core.lab.describe import describe
 
@@ -119,7 +119,7 @@ def lab_env(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
 def lab_ping(
     source: Annotated[str, typer.Argument(help="A pod, a node, or `internet`.")],
     target: Annotated[str, typer.Argument(help="A pod, a node, `internet`, or an address.")],
-    folder: Folder = DEFAULT_FOLDER,
+    folder: LabFolder = DEFAULT_FOLDER,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.1)] = 3.0,
     as_json: AsJson = False,
 ) -> None:
@@ -141,7 +141,7 @@ def lab_ping(
 
 @app.command("demo")
 def lab_demo(
-    folder: Folder = DEFAULT_FOLDER,
+    folder: LabFolder = DEFAULT_FOLDER,
     drivers: Drivers = "vpc",
     ip_stack: Stack = "ipv4",
     instance_type: InstanceType = DEFAULT_INSTANCE_TYPE,
@@ -166,7 +166,7 @@ def lab_demo(
 
 @pod_app.command("add")
 def pod_add(
-    node: NodeName, name: PodName, folder: Folder = DEFAULT_FOLDER, namespace: PodNamespace = "default"
+    node: NodeName, name: PodName, folder: LabFolder = DEFAULT_FOLDER, namespace: PodNamespace = "default"
 ) -> None:
     """Start a pod on a node."""
     from terway_core.lab.paths import endpoints
@@ -181,7 +181,7 @@ def pod_add(
 
 
 @pod_app.command("list")
-def pod_list(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
+def pod_list(folder: LabFolder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """List the pods of all nodes."""
     from terway_core.lab.runtime import all_pods
 
@@ -190,11 +190,11 @@ def pod_list(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
         print_json([asdict(pod) for pod in pods])
         return
     rows = [(p.name, p.namespace, p.node, " ".join(map(str, p.addresses)), Path(p.netns).name) for p in pods]
-    _print_table(("name", "namespace", "node", "addresses", "netns"), rows)
+    print_table(("name", "namespace", "node", "addresses", "netns"), rows)
 
 
 @pod_app.command("delete")
-def pod_delete(name: PodName, folder: Folder = DEFAULT_FOLDER) -> None:
+def pod_delete(name: PodName, folder: LabFolder = DEFAULT_FOLDER) -> None:
     """Stop and remove a pod."""
     from terway_core.lab.runtime import Runtime, find_pod
 
@@ -204,7 +204,7 @@ def pod_delete(name: PodName, folder: Folder = DEFAULT_FOLDER) -> None:
 
 
 @pod_app.command("exec")
-def pod_exec(name: PodName, command: Command, folder: Folder = DEFAULT_FOLDER) -> None:
+def pod_exec(name: PodName, command: Command, folder: LabFolder = DEFAULT_FOLDER) -> None:
     """Run a command in a pod's network namespace; its exit code is ours."""
     from terway_core.lab.runtime import find_pod
 
@@ -212,13 +212,13 @@ def pod_exec(name: PodName, command: Command, folder: Folder = DEFAULT_FOLDER) -
 
 
 @node_app.command("exec")
-def node_exec(node: NodeName, command: Command, folder: Folder = DEFAULT_FOLDER) -> None:
+def node_exec(node: NodeName, command: Command, folder: LabFolder = DEFAULT_FOLDER) -> None:
     """Run a command in a node's network namespace; its exit code is ours."""
     _execute(Lab(folder).node(node).netns, command)
 
 
 @api_app.command("log")
-def api_log(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
+def api_log(folder: LabFolder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """List the API calls that the region served."""
     from terway_core.lab.build import served_calls
 
@@ -236,7 +236,7 @@ def api_log(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
         )
         for call in calls
     ]
-    _print_table(("time", "from", "action", "answer", "parameters"), rows)
+    print_table(("time", "from", "action", "answer", "parameters"), rows)
 
 
 def _execute(netns: Path, command: Sequence[str]) -> None:
@@ -261,20 +261,33 @@ def _spec(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[float, str], None]]:
-    """A bar on standard error. Whatever ends the work below it does so as Ctrl-C: all is taken down."""
+    """A bar on standard error, and the way to end the work below it.
+
+    A signal is heeded at the next step, where no thread is in the middle of anything and all can be taken
+    down; a second Ctrl-C does not wait for that.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    heeded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    interrupted: list[int] = []
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def note(number: int, _: object) -> None:
+        interrupted.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def show(share: float, step: str) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        bar.update(task, completed=share, description=step)
+
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         screen = Console(stderr=True)
         with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
             task = bar.add_task("", total=1.0)
-            yield lambda share, step: bar.update(task, completed=share, description=step)
+            yield show
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -288,7 +301,7 @@ def _print_demo(result: DemoResult) -> None:
         sources = list(dict.fromkeys(source for source, _ in cells))
         targets = [*sources, *dict.fromkeys(target for _, target in cells if target not in sources)]
         rows = [(source, *(cells.get((source, target), "") for target in targets)) for source in sources]
-        _print_table((f"IPv{version}, ms", *targets), rows)
+        print_table((f"IPv{version}, ms", *targets), rows)
     broken = [path for path in result.paths if path.milliseconds is None]
     for path in broken:
         typer.echo(f"no answer: {path.source.name} → {path.target.name} {path.address}")
@@ -311,14 +324,3 @@ def _as_json(path: PathResult) -> dict[str, Any]:
         "address": str(path.address),
         "milliseconds": path.milliseconds,
     }
-
-
-def _print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*titles, box=SIMPLE)
-    for row in rows:
-        table.add_row(*(Text(str(value)) for value in row))  # Text: a path may look like markup
-    console().print(table)

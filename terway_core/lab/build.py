@@ -32,7 +32,8 @@ START_LIMIT: Final = 60.0
 _SOCKET_PATH_MAX: Final = 107
 _LOG_LINES_SHOWN: Final = 15
 
-#: Told what is being done: the share that is done, from 0 to 1, and the next step in words.
+#: Told what is being done: the share that is done, from 0 to 1, and the next step in words. What it raises
+#: ends the work at a moment when nothing is half done, and all is taken down.
 Progress = Callable[[float, str], None]
 
 
@@ -102,8 +103,16 @@ def served_calls(lab: Lab) -> list[dict[str, Any]]:
 
     :raises LabError: no region answers.
     """
+    return list(ask_region(lab, "GET", "/lab/calls")["calls"])
+
+
+def ask_region(lab: Lab, method: str, path: str, body: object = None) -> Any:
+    """What the region answers below ``/lab/``.
+
+    :raises LabError: no region answers.
+    """
     try:
-        return list(ask(lab.region_socket, "GET", "/lab/calls")["calls"])
+        return ask(lab.region_socket, method, path, body)
     except IOFailure as error:
         raise LabError(f"no region answers in {lab.folder}; see: terway lab status") from error
 
@@ -124,8 +133,9 @@ def _build(lab: Lab, spec: Spec, progress: Progress) -> None:
     progress(0.0, "making namespaces")
     for path in (lab.netns("switch"), lab.netns("internet"), *(node.netns for node in lab.nodes)):
         create_netns(path.name)
-    progress(0.1, "starting the region")
-    _await(_start_region(lab), "the region", lab.region_log, partial(_region_serves, lab))
+    region = _start_region(lab)
+    for _ in _until(partial(_region_serves, lab), region, "the region", lab.region_log):
+        progress(0.1, "starting the region")
 
     def start(number: int, node: NodeFiles) -> Process:
         install(node, number, spec)
@@ -135,8 +145,8 @@ def _build(lab: Lab, spec: Spec, progress: Progress) -> None:
     with ThreadPoolExecutor() as pool:
         daemons = list(pool.map(start, range(1, spec.nodes + 1), lab.nodes))
     for number, (node, daemon) in enumerate(zip(lab.nodes, daemons, strict=True)):
-        progress(0.6 + 0.4 * number / spec.nodes, f"waiting for {node.name}")
-        _await(daemon, f"the daemon of {node.name}", node.log, partial(_daemon_serves, node))
+        for _ in _until(partial(_daemon_serves, node), daemon, f"the daemon of {node.name}", node.log):
+            progress(0.6 + 0.4 * number / spec.nodes, f"waiting for {node.name}")
 
 
 def _start_region(lab: Lab) -> Process:
@@ -148,15 +158,20 @@ def _start_region(lab: Lab) -> Process:
     return process
 
 
-def _await(process: Process, name: str, log: Path, serves: Callable[[], bool]) -> None:
+def _until(serves: Callable[[], bool], process: Process, name: str, log: Path) -> Iterator[None]:
+    """Yield again and again until the process serves.
+
+    :raises LabError: it ended, or took too long.
+    """
     deadline = time.monotonic() + START_LIMIT
-    while time.monotonic() < deadline and process.alive:
-        if serves():
-            return
+    while not serves():
+        alive = process.alive
+        if not alive or time.monotonic() > deadline:
+            problem = f"does not serve after {START_LIMIT:.0f} s" if alive else "ended"
+            lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
+            raise LabError(f"{name} {problem}; the end of its log is below", details="\n".join(lines))
+        yield
         time.sleep(0.02)
-    problem = f"does not serve after {START_LIMIT:.0f} s" if process.alive else "ended"
-    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
-    raise LabError(f"{name} {problem}; the end of its log is below", details="\n".join(lines))
 
 
 def _region_serves(lab: Lab) -> bool:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any, Final
 
 from aiohttp import web
@@ -126,6 +127,12 @@ async def _add_fault(request: web.Request) -> web.Response:
         fault = InjectedFault.model_validate_json(await request.read())
     except ValidationError as error:
         return web.json_response({"error": str(error)}, status=400)
+    names = {name for _, name in ACTIONS}
+    if fault.action not in ("*", *names):
+        close = ", ".join(get_close_matches(fault.action, names)) or "nothing like it"
+        return web.json_response(
+            {"error": f"this region has no action {fault.action!r}, but {close}"}, status=400
+        )
     request.app[SERVICE].behaviour.faults.append(fault)
     return web.json_response(fault.model_dump())
 
