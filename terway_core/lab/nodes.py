@@ -27,6 +27,13 @@ def _vpc_options(number: int, spec: Spec) -> dict[str, Any]:
     }
 
 
+def _pool(spec: Spec) -> dict[str, Any]:
+    return {"cluster": "lab", "ip_stack": "dual" if spec.ip_stack == "dual" else "ipv4"}
+
+
+#: Modes whose pods get what they have from the pool of ENIs.
+_ENI_MODES: Final = frozenset({"eni", "eniip_veth"})
+
 #: What a mode needs in its section of the configuration on the node with the given number.
 _OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {"vpc": _vpc_options}
 
@@ -37,6 +44,7 @@ def configuration(node: NodeFiles, number: int, spec: Spec) -> dict[str, Any]:
     return {
         "drivers": list(spec.drivers),
         "options": {mode: _OPTIONS[mode](number, spec) for mode in spec.drivers if mode in _OPTIONS},
+        **({"pool": _pool(spec)} if _ENI_MODES & set(spec.drivers) else {}),
         "node_name": node.name,
         "service_cidrs": [str(fabric.SERVICE_CIDR)],
         "state_dir": str(node.state_dir),
