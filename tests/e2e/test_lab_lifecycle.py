@@ -51,8 +51,13 @@ class Traces:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.links, self.mounts = self._links(), self._mounts()
-        self.shared = self._shared_folders()
+        self.links, self.shared = self._links(), self._shared_folders()
+        self.pods: set[str] = set()
+
+    def note_pods(self) -> None:
+        """Remember the pods' namespaces, whose names do not say whose they are."""
+        for record in self.lab.folder.glob("nodes/*/pods/*.json"):
+            self.pods.add(Path(json.loads(record.read_text())["netns"]).name)
 
     def left(self) -> list[str]:
         """What is still there after the moment that the kernel needs to take a namespace down."""
@@ -64,8 +69,8 @@ class Traces:
     def found(self) -> list[str]:
         found = [f"process {pid}: {command}" for pid, command in self._processes()]
         found += [f"link {name}" for name in self._links() - self.links]
-        found += [f"mount {mount}" for mount in self._mounts() - self.mounts]
-        found += [f"namespace {name}" for name in os.listdir("/run/netns") if self.lab.id in name]
+        found += [f"mount {mount}" for mount in self._mounts()]
+        found += [f"namespace {name}" for name in os.listdir("/run/netns") if self._is_ours(name)]
         found += [f"file {name}" for name in self._shared_folders() - self.shared]
         return found + [f"file {self.lab.folder}"] * self.lab.folder.exists()
 
@@ -82,11 +87,12 @@ class Traces:
     def _links() -> set[str]:
         return {name for name in os.listdir("/sys/class/net") if name.startswith(("eni", "cali", "internet"))}
 
-    @staticmethod
-    def _mounts() -> set[str]:
+    def _mounts(self) -> list[str]:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        points = {line.split()[4] for line in lines}
-        return {point for point in points if Path(point).name.startswith(("terway-lab-", "cni-"))}
+        return [point for point in (line.split()[4] for line in lines) if self._is_ours(Path(point).name)]
+
+    def _is_ours(self, name: str) -> bool:
+        return self.lab.id in name or name in self.pods
 
     @staticmethod
     def _shared_folders() -> set[str]:
@@ -117,6 +123,7 @@ def test_up_and_down_leave_the_machine_as_they_found_it(lab, traces):
     inside = {netns_id(Path(pod.netns)) for pod in pods} | {netns_id(node.netns) for node in lab.nodes}
     sleeper = start(lab, "pod", "exec", "pod-node-1", "--", "sleep", "1000")
     wait_for(lambda: any(netns_id(Path(f"/proc/{pid}/ns/net")) in inside for pid in _children(sleeper.pid)))
+    traces.note_pods()
     assert traces.found()  # else it would see nothing below either
     assert down(lab)
     assert traces.left() == []
@@ -192,6 +199,7 @@ def test_down_after_an_up_that_was_killed(lab, traces):
 def test_down_after_a_down_that_was_killed(lab, traces):
     build(lab)
     Runtime(lab.node("node-1")).run_pod("web")
+    traces.note_pods()
     region = recall(lab.region_dir)
     process = start(lab, "down")
     wait_for(lambda: not region.alive)
@@ -217,6 +225,8 @@ def test_down_after_a_pod_add_that_was_killed(lab, traces):
     wait_for(lambda: list(lab.node("node-1").pods.glob("*.json")), process)
     process.kill()
     process.communicate()
+    traces.note_pods()
+    assert traces.pods
     down(lab)
     assert traces.left() == []
 
@@ -249,11 +259,9 @@ def test_a_pod_whose_add_fails_leaves_nothing(lab):
     conflist = node.cni_conf_dir / "10-terway.conflist"
     document = json.loads(conflist.read_text())
     conflist.write_text(json.dumps({**document, "plugins": [*document["plugins"], {"type": "broken"}]}))
-    namespaces = Traces(lab)._mounts()
     with pytest.raises(PluginFailed, match="failed in broken: exit status 1"):
         Runtime(node).run_pod("web")
     assert all_pods(lab) == []
-    assert Traces(lab)._mounts() == namespaces
     assert _audit(lab) == (0, "")
 
 
