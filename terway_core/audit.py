@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
 from terway_core.cloud import Cloud
@@ -15,8 +16,9 @@ from terway_core.config import Config
 from terway_core.eni.audit import audit_enis
 from terway_core.errors import IOFailure
 from terway_core.store import Record, State, Store
-from terway_core.wiring.inspect import HostState, diff
+from terway_core.wiring.inspect import HostState, diff_pod
 from terway_core.wiring.netns import Namespace
+from terway_core.wiring.objects import Wiring
 
 __all__ = ["audit"]
 
@@ -37,14 +39,17 @@ def audit(config: Config) -> list[str]:
             found += audit_enis(store, Cloud(config.cloud), config.pool)
         finally:
             store.close()
-    for record in records:
-        found += _attachment(record)
     wirings = [record.wiring for record in records if record.wiring]
+    host = HostState.read()  # and after it, so that it has what a new row declares
+    shared = dict.fromkeys(obj for wiring in wirings for obj in wiring.node)
+    found += (f"kernel: {difference}" for difference in host.diff(Wiring(node=tuple(shared))))
+    for record in records:
+        found += _attachment(record, host)
     found += (f"kernel: {stray.description} belongs to no attachment" for stray in state.strays(wirings))
     return found
 
 
-def _attachment(record: Record) -> Iterator[str]:
+def _attachment(record: Record, host: HostState) -> Iterator[str]:
     who = _name(record)
     if record.state is not State.READY:
         yield f"journal: {who} is {record.state}" + (f": {record.problem}" if record.problem else "")
@@ -52,15 +57,14 @@ def _attachment(record: Record) -> Iterator[str]:
     if record.wiring is None:
         yield f"journal: {who} is ready but has no wiring"
         return
-    if not record.attachment.netns:  # taken in from the kernel: only its host side is known
-        differences = diff(record.wiring, None, owner=record.owner)
-    else:
+    differences = host.diff(replace(record.wiring, node=()), owner=record.owner)
+    if record.attachment.netns:  # otherwise taken in from the kernel: only its host side is known
         try:
             with Namespace.open(record.attachment.netns) as pod:
                 if record.netns_id not in (0, pod.identity):
                     yield f"journal: {who}: another network namespace is at {record.attachment.netns}"
                     return
-                differences = diff(record.wiring, pod, owner=record.owner)
+                differences += diff_pod(record.wiring, pod)
         except IOFailure as error:
             yield f"journal: {who}: {error}"
             return

@@ -7,7 +7,7 @@ without one is incomplete on some kernels.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, ParamSpec, TypeVar
@@ -181,18 +181,6 @@ class Snapshot:
 # -- differences ------------------------------------------------------------------------------------------
 
 
-def compare(
-    where: str, objects: Iterable[WiringObject], snapshot: Snapshot, *, owner: str = ""
-) -> list[Difference]:
-    """What of ``objects`` a namespace does not have as declared; sysctls and nftables are the caller's."""
-    found = []
-    for obj in objects:
-        problem = _problem(obj, snapshot, owner)
-        if problem:
-            found.append(Difference(where, obj, problem))
-    return found
-
-
 def _problem(obj: WiringObject, snapshot: Snapshot, owner: str) -> str:
     dev = device(obj)
     if dev and dev not in snapshot.links:
@@ -275,54 +263,65 @@ def _normal(rule: Rule) -> Rule:
     )
 
 
-def _compare_here(where: str, objects: tuple[WiringObject, ...], owner: str) -> list[Difference]:
-    """All kinds, in the calling thread's namespace."""
-    found = compare(where, objects, Snapshot.take(), owner=owner)
+def _compare(
+    where: str,
+    objects: Iterable[WiringObject],
+    snapshot: Snapshot,
+    masquerades: Collection[Masquerade] = (),
+    owner: str = "",
+) -> list[Difference]:
+    """What of ``objects`` the calling thread's namespace, which ``snapshot`` shows, has not as declared."""
+    found = []
     for obj in objects:
-        if isinstance(obj, Sysctl):
-            try:
-                value = (SYSCTL_ROOT / obj.key).read_text().split()
-            except OSError as error:
-                found.append(Difference(where, obj, f"cannot be read: {error.strerror}"))
-            else:
-                if value != obj.value.split():
-                    found.append(Difference(where, obj, f"is {' '.join(value)}"))
-    if any(isinstance(obj, Masquerade) for obj in objects):
-        present = nft.masquerades()
-        found += [
-            Difference(where, obj, "missing")
-            for obj in objects
-            if isinstance(obj, Masquerade) and obj not in present
-        ]
+        match obj:
+            case Sysctl():
+                problem = _sysctl_problem(obj)
+            case Masquerade():
+                problem = "" if obj in masquerades else "missing"
+            case _:
+                problem = _problem(obj, snapshot, owner)
+        if problem:
+            found.append(Difference(where, obj, problem))
     return found
+
+
+def _sysctl_problem(obj: Sysctl) -> str:
+    try:
+        value = (SYSCTL_ROOT / obj.key).read_text().split()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "" if value == obj.value.split() else f"is {' '.join(value)}"
 
 
 def diff(
     wiring: Wiring, pod: Namespace | None, *, owner: str = "", host: Namespace | None = None
 ) -> list[Difference]:
-    """Everything in which the kernel differs from ``wiring``.
+    """Everything in which the kernel differs from ``wiring``. For many wirings of one host see HostState.
 
     :param pod: the pod's namespace; None says that it is gone, and leaves its part out.
     :param owner: who the links must belong to; ``""`` does not ask.
     :param host: the host's namespace, the caller's own by default.
     """
-    found = []
-    for where, objects in (("node", wiring.node), ("host", wiring.host)):
-        if objects:
-            found += _in(host, _compare_here, where, objects, owner)
-    if pod:
-        ends = tuple(
-            Veth(name=veth.peer, peer=veth.name, mac=veth.peer_mac, peer_mac=veth.mac, mtu=veth.mtu)
-            for veth in wiring.host
-            if isinstance(veth, Veth)
-        )
-        found += pod.run(_compare_here, "pod", (*ends, *wiring.pod), "")
-        moves = [obj for obj in wiring.host if isinstance(obj, MoveLink)]
-        links = pod.run(Snapshot.take).links if moves else {}
-        for obj in moves:
-            if problem := _link_problem(links, obj.name, obj.mtu, obj.mac, ""):
-                found.append(Difference("pod", obj, problem))
-    return found
+    found = _in(host, lambda: HostState.read().diff(wiring, owner=owner))
+    return found + diff_pod(wiring, pod) if pod else found
+
+
+def diff_pod(wiring: Wiring, pod: Namespace) -> list[Difference]:
+    """What a pod's namespace does not have as declared."""
+    ends = tuple(
+        Veth(name=veth.peer, peer=veth.name, mac=veth.peer_mac, peer_mac=veth.mac, mtu=veth.mtu)
+        for veth in wiring.host
+        if isinstance(veth, Veth)
+    )
+    moves = [obj for obj in wiring.host if isinstance(obj, MoveLink)]
+
+    def compare() -> list[Difference]:
+        snapshot = Snapshot.take()
+        moved = [(obj, _link_problem(snapshot.links, obj.name, obj.mtu, obj.mac, "")) for obj in moves]
+        found = _compare("pod", (*ends, *wiring.pod), snapshot)
+        return found + [Difference("pod", obj, problem) for obj, problem in moved if problem]
+
+    return pod.run(compare)
 
 
 # -- strays -----------------------------------------------------------------------------------------------
@@ -348,6 +347,18 @@ class HostState:
     def read(cls, host: Namespace | None = None) -> HostState:
         """Read the host's namespace."""
         return _in(host, lambda: cls(Snapshot.take(), frozenset(_masquerades())))
+
+    def diff(self, wiring: Wiring, *, owner: str = "") -> list[Difference]:
+        """What the host does not have of the ``node`` and ``host`` parts as declared.
+
+        Sysctls are read now: call it in the host's namespace.
+
+        :param owner: who the links must belong to; ``""`` does not ask.
+        """
+        return [
+            *_compare("node", wiring.node, self.snapshot, self.masquerades),
+            *_compare("host", wiring.host, self.snapshot, self.masquerades, owner),
+        ]
 
     def owned_links(self) -> dict[str, str]:
         """Our links: name → owner, ``""`` for one that a kill left unnamed."""
@@ -389,7 +400,7 @@ def _stray_object(obj: WiringObject) -> Stray:
 def _masquerades() -> Iterable[Masquerade]:
     try:
         return nft.masquerades()
-    except nft.NftUnavailable:  # then nobody has made any
+    except WiringError:  # no libnftables, or a kernel without nftables: then nobody has made any
         return ()
 
 

@@ -103,6 +103,10 @@ class Pod:
     namespace: str = "default"
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def run(self, *argv: str) -> str:
+        """What a command prints that is run in the pod; it must succeed."""
+        return self.inside(run, *argv)
+
     def inside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call ``function`` in the pod."""
         with Namespace.open(self.netns) as namespace:
@@ -393,6 +397,15 @@ class Node:
         answer = self.cni("DEL", pod, **options)
         assert (answer.status, answer.body) == (0, None), answer.body
 
+    def run(self, *argv: str) -> str:
+        """What a command prints that is run on the node; it must succeed."""
+        with Namespace.open(self.netns) as namespace:
+            return namespace.run(run, *argv)
+
+    def ip(self, *argv: str) -> Any:
+        """What ``ip`` says or does on the node."""
+        return ip_command(self.name, *argv)
+
     # -- what is there ------------------------------------------------------------------------------------
 
     def audit(self) -> list[str]:
@@ -413,7 +426,8 @@ class Node:
         """All that anybody but the kernel itself has made on the node: links, addresses, routes, rules,
         permanent neighbours, nftables."""
         with Namespace.open(self.netns) as namespace:
-            snapshot, rules = namespace.run(lambda: (Snapshot.take(), run("nft", "list", "ruleset")))
+            snapshot = namespace.run(Snapshot.take)
+        rules = self.run("nft", "list", "ruleset")
         links = [f"link {link.name} {link.mtu} {link.group} {link.alias}" for link in snapshot.links.values()]
         return sorted(
             [
@@ -500,6 +514,21 @@ def node(module_node: Node) -> Iterator[Node]:
         module_node.remove(pod)
     module_node.wait_until_clean()
     assert set(module_node.kernel()) == set(before)
+
+
+@pytest.fixture
+def mounted() -> Iterator[Callable[..., None]]:
+    """Mount on a folder, with options of mount(8); unmounted when the test is over."""
+    require("mount", "umount")
+    folders: dict[Path, None] = {}
+
+    def mount(folder: Path, *options: str) -> None:
+        run("mount", *options, str(folder))
+        folders[folder] = None
+
+    yield mount
+    for folder in folders:
+        run("umount", "--lazy", str(folder))
 
 
 # -- leaks ------------------------------------------------------------------------------------------------

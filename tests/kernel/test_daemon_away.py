@@ -195,5 +195,3 @@ def test_foreign_file_in_place_of_the_conflist(node):
     node.wait_for(lambda: "is not terway-core's file" in str(node.status()), "the daemon says so")
     path.unlink()
     node.wait_until_ready()
-
-
