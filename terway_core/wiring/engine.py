@@ -41,7 +41,9 @@ SYSCTL_ROOT = Path("/proc/sys/net")
 
 #: Kinds in the order in which the kernel wants them; a link that is up accepts routes.
 _ORDER = (LinkUp, Address, Neighbor, Route, Rule, TokenBucket)
-_ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENXIO, errno.EINVAL}
+_ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENXIO}
+#: An object that the kernel cannot have, so it refused to make it too: malformed, or of a family it lacks.
+_NEVER_THERE = {errno.EINVAL, errno.ERANGE, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 
 
 class Engine:
@@ -295,7 +297,7 @@ def _remove_objects(sock: NetlinkSocket, objects: Iterable[WiringObject], *, whe
         dev = device(obj)
         messages.append(_message(obj, links[dev].index if dev else 0, ours=ours, delete=True))
     for obj, reply in zip(present, sock.send(messages), strict=True):
-        if reply.errno not in _ALREADY_GONE:
+        if reply.errno not in _ALREADY_GONE | _NEVER_THERE:
             _raise_for(obj, reply, where)
 
 
