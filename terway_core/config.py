@@ -36,11 +36,12 @@ class CloudConfig(BaseModel):
     region_id: str = Field("", description="Region of the VPC. Empty: asked of the instance metadata.")
     vpc_endpoint: str = Field("", description="Host of the VPC API. Empty: the one inside the VPC.")
     ecs_endpoint: str = Field("", description="Host of the ECS API. Empty: the one inside the VPC.")
+    sts_endpoint: str = Field("", description="Host of STS, for RRSA. Empty: the one inside the VPC.")
     protocol: Literal["https", "http"] = Field("https", description="How the endpoints are spoken to.")
     metadata_url: str = Field("http://100.100.100.200", description="The instance metadata service.")
     credentials_file: Path | None = Field(
         None,
-        description="File with an access key. Without it: the environment, else the instance's RAM role.",
+        description="Access key, if the environment has none and no RRSA. Absent: the instance's RAM role.",
     )
 
 

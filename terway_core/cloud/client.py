@@ -7,12 +7,14 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from terway_core.cloud.credentials import Credentials, CredentialSource
 from terway_core.cloud.failures import Failure, is_passing, to_error
 from terway_core.cloud.limiter import Limiter
 from terway_core.cloud.metadata import Metadata
+from terway_core.cloud.rrsa import Rrsa, assume_role
 from terway_core.config import CloudConfig
 
 log = logging.getLogger(__name__)
@@ -67,8 +69,13 @@ class Cloud:
     ) -> None:
         self.metadata = Metadata(config.metadata_url, monotonic=monotonic, sleep=sleep)
         self._config = config
+        rrsa = Rrsa.from_env(env)
         self._credentials = CredentialSource(
-            file=config.credentials_file, env=env, metadata=self.metadata, clock=clock
+            file=config.credentials_file,
+            env=env,
+            metadata=self.metadata,
+            clock=clock,
+            rrsa=partial(self._assume_role, rrsa) if rrsa else None,
         )
         self._observer = observer or _Nobody()
         self._limiter = Limiter(clock=clock, monotonic=monotonic, sleep=sleep)
@@ -176,8 +183,15 @@ class Cloud:
             self._clients[product] = credentials, client
         return sdk.send(client, product, action, query, read_timeout=read_timeout)
 
-    def _endpoint(self, product: Product) -> str:
-        configured = {"ecs": self._config.ecs_endpoint, "vpc": self._config.vpc_endpoint}[product]
+    def _assume_role(self, rrsa: Rrsa) -> tuple[Credentials, float]:
+        return assume_role(rrsa, endpoint=self._endpoint("sts"), protocol=self._config.protocol)
+
+    def _endpoint(self, product: Product | Literal["sts"]) -> str:
+        configured = {
+            "ecs": self._config.ecs_endpoint,
+            "vpc": self._config.vpc_endpoint,
+            "sts": self._config.sts_endpoint,
+        }[product]
         # The endpoint inside the VPC: a node needs no way to the internet to reach it.
         return configured or f"{product}-vpc.{self.region_id}.aliyuncs.com"
 

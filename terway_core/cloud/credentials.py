@@ -1,7 +1,9 @@
-"""Where the access key comes from: the environment, a file, or the instance's RAM role, in this order.
+"""Where the access key comes from: the environment, RRSA, a file, or the instance's RAM role, in this order.
 
 * Environment: ``ALIBABA_CLOUD_ACCESS_KEY_ID``, ``ALIBABA_CLOUD_ACCESS_KEY_SECRET`` and, for temporary
   credentials, ``ALIBABA_CLOUD_SECURITY_TOKEN``.
+* RRSA (``rrsa``): STS credentials of the role that a Kubernetes service account may take on, renewed before
+  they expire.
 * File (setting ``cloud.credentials_file``): the INI format of Alibaba Cloud's SDKs, section ``default`` with
   ``access_key_id``, ``access_key_secret`` and optionally ``security_token``. It is read again when it
   changes, so a rotated Kubernetes Secret is noticed.
@@ -19,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from terway_core.cloud.metadata import Metadata
 from terway_core.errors import CloudError, InvalidConfig
@@ -44,9 +46,14 @@ class Credentials:
     origin: str
 
 
+#: Asks for temporary credentials; they expire at a time in seconds since the epoch.
+Ask: TypeAlias = Callable[[], tuple[Credentials, float]]
+
+
 class CredentialSource:
     """Credentials that are good now; safe to use from several threads.
 
+    :param rrsa: how to get some of the role of our service account; None: it has none.
     :param clock: seconds since the epoch.
     """
 
@@ -57,16 +64,15 @@ class CredentialSource:
         env: Mapping[str, str],
         metadata: Metadata,
         clock: Callable[[], float],
+        rrsa: Ask | None = None,
     ) -> None:
         self._file = file
         self._env = env
         self._metadata = metadata
-        self._clock = clock
         self._lock = threading.Lock()
         self._from_file: tuple[os.stat_result, Credentials] | None = None
-        self._from_role: Credentials | None = None
-        self._expires = 0.0
-        self._renew_at = 0.0
+        self._rrsa = _Renewed(rrsa, clock) if rrsa else None
+        self._role = _Renewed(self._ask_role, clock)
 
     def get(self) -> Credentials:
         """:raises CloudError: there are none. :raises InvalidConfig: the file does not hold any."""
@@ -80,7 +86,9 @@ class CredentialSource:
                 origin="the environment",
             )
         with self._lock:
-            return self._file_credentials(self._file) if self._file else self._role_credentials()
+            if self._rrsa:
+                return self._rrsa.get()
+            return self._file_credentials(self._file) if self._file else self._role.get()
 
     def _file_credentials(self, path: Path) -> Credentials:
         try:
@@ -109,27 +117,13 @@ class CredentialSource:
         self._from_file = stat, credentials
         return credentials
 
-    def _role_credentials(self) -> Credentials:
-        now = self._clock()
-        if self._from_role and now < self._renew_at:
-            return self._from_role
-        try:
-            self._from_role, self._expires = self._ask_role()
-        except CloudError as error:
-            if not self._from_role or now >= self._expires:
-                raise
-            log.warning("credentials are not renewed, the old ones go on to serve: %s", error)
-            self._renew_at = min(now + RENEWAL_PAUSE, self._expires)
-        else:
-            self._renew_at = max(self._expires - RENEW_BEFORE, now + RENEWAL_PAUSE)
-        return self._from_role
-
     def _ask_role(self) -> tuple[Credentials, float]:
         role = (self._metadata.get(_ROLE_PATH) or "").strip().strip("/")
         if not role:
             raise CloudError(
-                "no credentials: give the instance a RAM role, or name a file in cloud.credentials_file, or "
-                "set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
+                "no credentials: give the instance a RAM role or the service account one (RRSA), or name a "
+                "file in cloud.credentials_file, or set ALIBABA_CLOUD_ACCESS_KEY_ID and "
+                "ALIBABA_CLOUD_ACCESS_KEY_SECRET"
             )
         text = self._metadata.require(_ROLE_PATH + role)
         try:
@@ -146,6 +140,33 @@ class CredentialSource:
         except (ValueError, KeyError, TypeError):
             # Not "from error": a JSON error carries the document, secrets and all.
             raise CloudError(f"RAM role {role}: the instance metadata gave no readable credentials") from None
+
+
+class _Renewed:
+    """Temporary credentials, and new ones in time. One caller at a time."""
+
+    def __init__(self, ask: Ask, clock: Callable[[], float]) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._current: Credentials | None = None
+        self._expires = 0.0
+        self._renew_at = 0.0
+
+    def get(self) -> Credentials:
+        """:raises CloudError: there are none, and those there were have expired."""
+        now = self._clock()
+        if self._current and now < self._renew_at:
+            return self._current
+        try:
+            self._current, self._expires = self._ask()
+        except CloudError as error:
+            if not self._current or now >= self._expires:
+                raise
+            log.warning("credentials are not renewed, the old ones go on to serve: %s", error)
+            self._renew_at = min(now + RENEWAL_PAUSE, self._expires)
+        else:
+            self._renew_at = max(self._expires - RENEW_BEFORE, now + RENEWAL_PAUSE)
+        return self._current
 
 
 def _same(old: os.stat_result, new: os.stat_result) -> bool:

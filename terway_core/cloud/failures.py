@@ -74,6 +74,9 @@ _ADVICE: Final = (
     ("AccessKeyDisabled", "Enable the access key from {origin}, or use another."),
     ("Signature", "Check the access key secret from {origin}."),
     ("SecurityToken", "The temporary credentials from {origin} are not valid; renew them."),
+    ("OIDCToken", "Check the token in ALIBABA_CLOUD_OIDC_TOKEN_FILE, and that RAM knows who issued it."),
+    ("AuthenticationFail.NoPermission", "Let the role's trust policy trust this service account."),
+    ("EntityNotExist", "Check ALIBABA_CLOUD_ROLE_ARN and ALIBABA_CLOUD_OIDC_PROVIDER_ARN."),
     ("Forbidden", "Allow {product}:{action} in the RAM policy of the key from {origin}."),
     ("Forbbiden", "Allow {product}:{action} in the RAM policy of the key from {origin}."),  # sic
     ("Forbedden", "Allow {product}:{action} in the RAM policy of the key from {origin}."),  # sic

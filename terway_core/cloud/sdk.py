@@ -25,7 +25,7 @@ from terway_core import __version__
 from terway_core.cloud.credentials import Credentials
 from terway_core.cloud.failures import Failure
 
-VERSIONS: Final = {"ecs": "2014-05-26", "vpc": "2016-04-28"}
+VERSIONS: Final = {"ecs": "2014-05-26", "vpc": "2016-04-28", "sts": "2015-04-01"}
 CONNECT_TIMEOUT_MS: Final = 3000
 USER_AGENT: Final = f"terway/{__version__}"
 
@@ -37,25 +37,28 @@ for _name in ("darabonba-core", "alibabacloud-tea", "credentials"):
     _logger.setLevel(logging.WARNING)
 
 
-def make_client(endpoint: str, protocol: str, credentials: Credentials) -> Client:
+def make_client(endpoint: str, protocol: str, credentials: Credentials | None) -> Client:
     """A client of one product. Connections are pooled by the process, so a client costs nothing."""
-    return Client(
-        Config(
-            access_key_id=credentials.access_key_id,
-            access_key_secret=credentials.access_key_secret,
-            security_token=credentials.security_token or None,
-            endpoint=endpoint,
-            protocol=protocol,
-            user_agent=USER_AGENT,
-        )
-    )
+    config = Config(endpoint=endpoint, protocol=protocol, user_agent=USER_AGENT)
+    if credentials:
+        config.access_key_id = credentials.access_key_id
+        config.access_key_secret = credentials.access_key_secret
+        config.security_token = credentials.security_token or None
+    return Client(config)
 
 
 def send(
-    client: Client, product: str, action: str, query: Mapping[str, str], *, read_timeout: float
+    client: Client,
+    product: str,
+    action: str,
+    query: Mapping[str, str],
+    *,
+    form: Mapping[str, str] | None = None,
+    read_timeout: float,
 ) -> dict[str, Any]:
-    """One signed request.
+    """One request, signed.
 
+    :param form: parameters in the body of a request that needs no signature.
     :param read_timeout: seconds without a byte from the service.
     :raises Failure: refused, or no answer.
     """
@@ -64,14 +67,15 @@ def send(
         version=VERSIONS[product],
         pathname="/",
         method="POST",
-        auth_type="AK",
+        auth_type="Anonymous" if form else "AK",
         style="RPC",
         req_body_type="formData",
         body_type="json",
     )
     runtime = RuntimeOptions(connect_timeout=CONNECT_TIMEOUT_MS, read_timeout=round(read_timeout * 1000))
     try:
-        answer = client.call_api(params, OpenApiRequest(query=dict(query)), runtime)
+        request = OpenApiRequest(query=dict(query), body=dict(form) if form else None)
+        answer = client.call_api(params, request, runtime)
     except AlibabaCloudException as error:
         data = error.data or {}
         raise Failure(

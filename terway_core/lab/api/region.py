@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
-from pydantic import BaseModel, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr
 
 from terway_core.lab.api.model import (
     AccessKey,
@@ -25,8 +26,11 @@ from terway_core.lab.api.model import (
     new_id,
     new_mac,
 )
+from terway_core.lab.api.oidc import OidcRole, issue
 
 DEFAULT_RAM_ROLE: Final = "TerwayLabNodeRole"
+#: The account that all of this belongs to.
+OWNER_ID: Final = "1234567890123456"
 #: Where the cloud's own services are (DNS, metadata, OpenAPI); every route table has it.
 SERVICE_CIDR: Final = IPv4Network("100.64.0.0/10")
 
@@ -46,6 +50,8 @@ class Region(BaseModel):
     route_tables: dict[str, RouteTable] = {}
     route_entries: dict[str, RouteEntry] = {}
     access_keys: dict[str, AccessKey] = {}
+    oidc_roles: dict[str, OidcRole] = {}
+    oidc_secret: str = Field(default_factory=secrets.token_hex, repr=False)
 
     _path: Path | None = PrivateAttr(None)
     _clock: Callable[[], float] = PrivateAttr(time.time)
@@ -259,6 +265,21 @@ class Region(BaseModel):
     def disable_access_key(self, access_key_id: str) -> None:
         """Calls with this key are refused from now on."""
         self._keep(dataclasses.replace(self.access_keys[access_key_id], enabled=False))
+
+    def add_oidc_role(self, name: str, service_account: str) -> OidcRole:
+        """A RAM role for a Kubernetes service account, which is named ``NAMESPACE:NAME``."""
+        role = OidcRole(
+            role_arn=f"acs:ram::{OWNER_ID}:role/{name.lower()}",
+            provider_arn=f"acs:ram::{OWNER_ID}:oidc-provider/lab",
+            subject=f"system:serviceaccount:{service_account}",
+        )
+        self.oidc_roles[role.role_arn] = role
+        self._changed()
+        return role
+
+    def issue_oidc_token(self, service_account: str, lifetime: float) -> str:
+        """A token of a service account, as the cluster's API server projects it into pods."""
+        return issue(self.oidc_secret, f"system:serviceaccount:{service_account}", self.now() + lifetime)
 
     def add_route(
         self, table: RouteTable, cidr: IPNetwork, instance: Instance, *, name: str = "", description: str = ""

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: Of this many calls the record is kept.
 CALLS_KEPT: Final = 100_000
+#: Parameters whose values are not for the record.
+_SECRET: Final = frozenset({"OIDCToken"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class ServedCall:
     """One call, as it was answered.
 
     :param time: seconds since the epoch.
-    :param params: the action's own parameters as sent; nothing of the signature.
+    :param params: the action's own parameters as sent, but for secrets; nothing of the signature.
     :param status: 0 when the answer was lost.
     :param code: ``""`` when it succeeded.
     :param access_key_id: ``""`` when the caller did not prove who it is.
@@ -173,9 +175,11 @@ class _Gateway:
             call = read_call(raw)
             if behaviour.fault("down", call.action, now):
                 return _hang_up(request)
-            access_key_id = self._verifier.verify(raw, now).access_key_id
+            action = ACTIONS.get((VERSIONS.get(call.version, ""), call.action))
+            if not action or not action.anonymous:
+                access_key_id = self._verifier.verify(raw, now).access_key_id
             lost = behaviour.fault("lost", call.action, now)
-            reply = await self._dispatch(call, now)
+            reply = await self._dispatch(action, call, now)
         except Fault as refused:
             fault = refused
         except Exception:
@@ -192,7 +196,7 @@ class _Gateway:
                 time=now,
                 product=product,
                 action=call.action,
-                params=dict(call.params),
+                params={name: "***" if name in _SECRET else value for name, value in call.params},
                 status=0 if lost else status,
                 code=code,
                 request_id=request_id,
@@ -207,8 +211,7 @@ class _Gateway:
             {"RequestId": request_id, **reply}, status=status, headers={"x-acs-request-id": request_id}
         )
 
-    async def _dispatch(self, call: Call, now: float) -> dict[str, Any]:
-        action = ACTIONS.get((VERSIONS.get(call.version, ""), call.action))
+    async def _dispatch(self, action: Action | None, call: Call, now: float) -> dict[str, Any]:
         if action is None:
             raise gateway_fault(404, "InvalidAction.NotFound", "Specified api is not found.")
         self._throttle.admit(call.action, self._service.behaviour.limits, now)

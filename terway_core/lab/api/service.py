@@ -21,7 +21,7 @@ from terway_core.lab.api.region import Region
 log = logging.getLogger(__name__)
 
 #: Products by the API version that a call names.
-VERSIONS: Final = {"2014-05-26": "Ecs", "2016-04-28": "Vpc"}
+VERSIONS: Final = {"2014-05-26": "Ecs", "2016-04-28": "Vpc", "2015-04-01": "Sts"}
 
 #: Calls per minute that real accounts are given, by action; ``*`` is any other.
 REAL_LIMITS: Final = {
@@ -73,6 +73,7 @@ class Action:
     """One action of one product.
 
     :param exclusive: it changes the ENI in its ``NetworkInterfaceId``, which takes one change at a time.
+    :param anonymous: it needs no signature.
     """
 
     product: str
@@ -80,18 +81,26 @@ class Action:
     request: type[Request]
     handler: Handler
     exclusive: bool
+    anonymous: bool
 
 
 ACTIONS: Final[dict[tuple[str, str], Action]] = {}
 
 
-def action(product: str, name: str, *, exclusive: bool = False) -> Callable[[HandlerT], HandlerT]:
+def action(
+    product: str, name: str, *, exclusive: bool = False, anonymous: bool = False
+) -> Callable[[HandlerT], HandlerT]:
     """Register ``async def handler(service, request: SomeRequest) -> dict``, decoded as annotated."""
 
     def register(handler: HandlerT) -> HandlerT:
         request = get_type_hints(handler)["request"]
         ACTIONS[product, name] = Action(
-            product=product, name=name, request=request, handler=handler, exclusive=exclusive
+            product=product,
+            name=name,
+            request=request,
+            handler=handler,
+            exclusive=exclusive,
+            anonymous=anonymous,
         )
         return handler
 

@@ -111,14 +111,15 @@ def read_call(request: RawRequest) -> Call:
     :raises Fault: there is no action.
     """
     pairs = (*request.query, *request.form)
-    if not _is_rpc(request):
+    common = dict(pairs)
+    # Without a signature of either kind, the action may be in either place.
+    if _is_rpc(request) and ("Signature" in common or "x-acs-action" not in request.headers):
+        action, version = common.get("Action", ""), common.get("Version", "")
+        params = tuple(pair for pair in pairs if pair[0] not in _RPC_COMMON)
+    else:
         action = request.headers.get("x-acs-action", "")
         version = request.headers.get("x-acs-version", "")
         params = pairs
-    else:
-        common = dict(pairs)
-        action, version = common.get("Action", ""), common.get("Version", "")
-        params = tuple(pair for pair in pairs if pair[0] not in _RPC_COMMON)
     if not action:
         raise gateway_fault(400, "MissingParameter", "The request names no action.")
     return Call(action=action, version=version, params=params)

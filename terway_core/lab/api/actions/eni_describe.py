@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Final
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -12,10 +12,8 @@ from terway_core.lab.api.faults import Fault
 from terway_core.lab.api.model import NetworkInterface, timestamp
 from terway_core.lab.api.paging import token_page
 from terway_core.lab.api.params import Request
-from terway_core.lab.api.region import Region
+from terway_core.lab.api.region import OWNER_ID, Region
 from terway_core.lab.api.service import Service, action, check_region
-
-OWNER_ID: Final = "1234567890123456"
 
 
 class Tag(Request):
