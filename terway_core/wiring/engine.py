@@ -219,7 +219,7 @@ class _LinkReaper:
             messages = [netlink.doom(index) for doomed in batch for index in doomed.indices]
             reply = self._socket.send([*messages, netlink.delete_doomed()])[-1]
             problem = "" if reply.errno in {0, *_ALREADY_GONE} else os.strerror(reply.errno)
-        except OSError as error:
+        except WiringError as error:
             problem = str(error)
         for doomed in batch:
             doomed.problem = problem

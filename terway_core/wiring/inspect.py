@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, ParamSpec, TypeVar
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from terway_core.errors import WiringError
 from terway_core.wiring import netlink, nft
@@ -92,7 +92,7 @@ class Snapshot:
     def take(cls) -> Snapshot:
         """Read the calling thread's namespace.
 
-        :raises WiringError: the kernel changed faster than it could be read.
+        :raises WiringError: the kernel changed faster than it could be read, or cannot be read at all.
         """
         for _ in range(_ATTEMPTS):
             try:
@@ -100,6 +100,8 @@ class Snapshot:
                     return cls._read(ipr)
             except NetlinkDumpInterrupted:
                 continue
+            except (OSError, NetlinkError) as error:
+                raise WiringError(f"the kernel's tables cannot be read: {error}") from error
         raise WiringError(f"the kernel's tables changed during each of {_ATTEMPTS} attempts to read them")
 
     @classmethod

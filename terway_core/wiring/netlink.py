@@ -8,12 +8,14 @@ back (CHECK, gc, audit) is not hot and stays with pyroute2. The layouts are thos
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from terway_core.errors import WiringError
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import Address, IPAddress, IPNetwork, Neighbor, Route, Rule, TokenBucket, Veth
 
@@ -96,10 +98,14 @@ _INHERITING_KINDS = {b"ipvlan", b"ipvtap", b"macvlan", b"macvtap", b"vlan"}
 
 
 class NetlinkSocket:
-    """A route socket that stays in the namespace in which it was opened. One user at a time."""
+    """A route socket that stays in the namespace in which it was opened. One user at a time.
+
+    Its methods raise WiringError when the kernel cannot be asked at all.
+    """
 
     def __init__(self, namespace: Namespace | None = None) -> None:
-        self._socket = namespace.run(_open) if namespace else _open()
+        with _trouble_told():
+            self._socket = namespace.run(_open) if namespace else _open()
         self._sequence = 0
 
     def send(self, messages: Sequence[Message]) -> list[Reply]:
@@ -108,8 +114,9 @@ class NetlinkSocket:
         A message that fails does not keep the kernel from doing those after it.
         """
         replies: list[Reply] = []
-        for start in range(0, len(messages), BATCH):
-            replies += self._exchange(messages[start : start + BATCH])
+        with _trouble_told():
+            for start in range(0, len(messages), BATCH):
+                replies += self._exchange(messages[start : start + BATCH])
         return replies
 
     def _exchange(self, messages: Sequence[Message]) -> list[Reply]:
@@ -173,15 +180,16 @@ class NetlinkSocket:
         header = struct.pack(
             "=IHHII", 16 + len(body), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0
         )
-        self._socket.send(header + body)
         found: list[tuple[int, dict[int, bytes]]] = []
-        while True:
-            for kind, _, sequence, payload in _split(self._socket.recv(1 << 18)):
-                if sequence != self._sequence:
-                    continue
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    return found
-                found.append((struct.unpack_from("=i", payload, 4)[0], _attributes(payload, 16)))
+        with _trouble_told():
+            self._socket.send(header + body)
+            while True:
+                for kind, _, sequence, payload in _split(self._socket.recv(1 << 18)):
+                    if sequence != self._sequence:
+                        continue
+                    if kind in (NLMSG_DONE, NLMSG_ERROR):
+                        return found
+                    found.append((struct.unpack_from("=i", payload, 4)[0], _attributes(payload, 16)))
 
     def close(self) -> None:
         self._socket.close()
@@ -335,6 +343,14 @@ def token_bucket(obj: TokenBucket, index: int, *, delete: bool = False) -> Messa
 def _change(kind: int, body: bytes, mode: int, delete: bool) -> Message:
     """The message that makes an object, or the one that takes it away: the next number in each family."""
     return Message(kind + 1, 0, body) if delete else Message(kind, NLM_F_CREATE | mode, body)
+
+
+@contextlib.contextmanager
+def _trouble_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WiringError(f"the kernel cannot be asked over netlink: {error.strerror}") from error
 
 
 def _open() -> socket.socket:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import functools
 import os
@@ -79,10 +80,14 @@ class Namespace:
         """What tells the namespace from all others of this boot.
 
         Before Linux 5.14 only from those that live: the number may be used again, and soon is.
+
+        :raises IOFailure: it cannot be asked now.
         """
         try:
             return self.run(_cookie)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                raise IOFailure(f"network namespace {self.name} cannot be asked: {error.strerror}") from error
             return os.fstat(self.fd).st_ino
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -156,5 +161,5 @@ def delete_netns(name: str) -> None:
 
 def _check(result: int, call: str, what: str) -> None:
     if result < 0:
-        errno = ctypes.get_errno()
-        raise IOFailure(f"{call} for network namespace {what} failed: {os.strerror(errno)}")
+        reason = os.strerror(ctypes.get_errno())
+        raise IOFailure(f"{call} for network namespace {what} failed: {reason}")

@@ -65,7 +65,7 @@ IN_THE_POD = {
     "ip address del {v6}/128 dev eth0": "pod: address {v6}/128 dev eth0: missing",
     "ip route del default": "pod: route default via 169.254.1.1 dev eth0: missing",
     "ip -6 route del default dev eth0": "via fe80::1 dev eth0: missing",
-    "ip route replace default dev eth0": "default via 169.254.1.1 dev eth0: is route default dev eth0 instead",
+    "ip route replace default dev eth0": "via 169.254.1.1 dev eth0: is route default dev eth0 instead",
     "ip neighbour del 169.254.1.1 dev eth0": "pod: neighbour 169.254.1.1 ",
     "ip neighbour replace 169.254.1.1 lladdr {mac} dev eth0": "dev eth0 permanent: has lladdr {mac}",
     "ip neighbour replace fe80::1 lladdr {mac} dev eth0": "dev eth0 permanent: has lladdr {mac}",

@@ -39,10 +39,11 @@ STRAYS = {
     "a route of IPv6": "ip route add 2001:db8::1/128 dev lo protocol 116 table 99",
     "a rule": "ip rule add from 192.0.2.1 lookup 99 protocol 116",
     "a rule of IPv6": "ip -6 rule add to 2001:db8::1 lookup 99 protocol 116",
-    "a masquerade": (
-        "nft add table inet terway; nft add chain inet terway postrouting '{ type nat hook postrouting priority"
-        " srcnat; }'; nft add rule inet terway postrouting ip saddr 192.0.2.0/24 masquerade comment '\"stray\"'"
-    ),
+    "a masquerade": """
+        nft add table inet terway
+        nft add chain inet terway postrouting '{ type nat hook postrouting priority srcnat; }'
+        nft add rule inet terway postrouting ip saddr 192.0.2.0/24 masquerade
+    """,
 }
 FOREIGN = """
 ip link add foreign type veth peer far2
