@@ -20,6 +20,8 @@ from terway_core.config import CloudConfig
 log = logging.getLogger(__name__)
 
 Product: TypeAlias = Literal["ecs", "vpc"]
+#: What needs the cloud: keeping the VPC's route entries, ENIs for pods, addresses on shared ENIs, IPv6 there.
+Feature: TypeAlias = Literal["routes", "enis", "addresses", "ipv6"]
 
 #: The longest silence of the service within one try, and what every try is given at least (seconds).
 READ_TIMEOUT: Final = 10.0

@@ -15,13 +15,29 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Literal, TypeVar
 
-from terway_core.cloud.client import Cloud
+from terway_core.cloud.client import Cloud, Feature
 from terway_core.cloud.failures import ELSEWHERE, INVALID_ENI_STATE, IP_UNASSIGNED, NOT_FOUND
 from terway_core.errors import CloudError
 
 #: As many as one answer holds, and as many ids as one question takes.
 PAGE_SIZE: Final = 500
 IDS_PER_CALL: Final = 100
+
+#: The actions called here, and what needs them.
+NEEDED_BY: Final[Mapping[str, tuple[Feature, ...]]] = {
+    "CreateNetworkInterface": ("enis",),
+    "AttachNetworkInterface": ("enis",),
+    "DetachNetworkInterface": ("enis",),
+    "DeleteNetworkInterface": ("enis",),
+    "DescribeNetworkInterfaces": ("enis",),
+    "DescribeInstanceTypes": ("enis",),
+    "ModifyNetworkInterfaceAttribute": (),
+    "TagResources": (),
+    "AssignPrivateIpAddresses": ("addresses",),
+    "UnassignPrivateIpAddresses": ("addresses",),
+    "AssignIpv6Addresses": ("ipv6",),
+    "UnassignIpv6Addresses": ("ipv6",),
+}
 
 T = TypeVar("T", IPv4Address, IPv6Address, IPv4Network)
 

@@ -20,7 +20,6 @@ from terway_core.errors import CloudError
 #: Calls per minute by action, all of which may come at once; and that of any other action.
 LIMITS: Final = {
     "DescribeNetworkInterfaces": 800,
-    "DescribeNetworkInterfaceAttribute": 2000,
     "DetachNetworkInterface": 400,
     "AssignPrivateIpAddresses": 400,
     "UnassignPrivateIpAddresses": 400,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
 
-from terway_core.cloud.client import Cloud
+from terway_core.cloud.client import Cloud, Feature
 from terway_core.errors import CloudError
 from terway_core.types import IPNetwork
 
@@ -20,6 +20,15 @@ from terway_core.types import IPNetwork
 TIMEOUT: Final = 60.0
 #: Seconds between two looks at an entry that is not yet what it will be.
 POLL: Final = 1.0
+
+#: The actions called here, and what needs them.
+NEEDED_BY: Final[Mapping[str, tuple[Feature, ...]]] = {
+    "DescribeVSwitches": ("enis",),
+    "DescribeRouteTableList": ("routes",),
+    "DescribeRouteEntryList": ("routes",),
+    "CreateRouteEntry": ("routes",),
+    "DeleteRouteEntry": ("routes",),
+}
 
 _DUPLICATE: Final = (
     "InvalidCIDRBlock.Duplicate",
