@@ -41,12 +41,13 @@ _OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {"vpc": _vpc
 def configuration(node: NodeFiles, number: int, spec: Spec) -> dict[str, Any]:
     """The settings of the node's daemon."""
     endpoint = str(fabric.OPENAPI)
+    services = (fabric.SERVICE_CIDR, *((fabric.SERVICE_IPV6_CIDR,) if spec.ip_stack != "ipv4" else ()))
     return {
         "drivers": list(spec.drivers),
         "options": {mode: _OPTIONS[mode](number, spec) for mode in spec.drivers if mode in _OPTIONS},
         **({"pool": _pool(spec)} if _ENI_MODES & set(spec.drivers) else {}),
         "node_name": node.name,
-        "service_cidrs": [str(fabric.SERVICE_CIDR)],
+        "service_cidrs": [str(cidr) for cidr in services],
         "state_dir": str(node.state_dir),
         "run_dir": str(node.run_dir),
         "cni_bin_dir": str(node.cni_bin_dir),
