@@ -38,7 +38,8 @@ def ping(address: IPAddress, *, timeout: float = 3.0, interval: float = 0.25) ->
 
 
 def _request(version: int, sequence: int, token: bytes) -> bytes:
-    body = struct.pack("!HH", os.getpid() & 0xFFFF, sequence & 0xFFFF) + token
+    # An identifier for each call: connection tracking would take two calls of a process for one flow.
+    body = token[:2] + struct.pack("!H", sequence & 0xFFFF) + token
     # The kernel fills in the ICMPv6 checksum itself (RFC 3542 section 3.1).
     checksum = _checksum(struct.pack("!BBH", _ECHO[version][0], 0, 0) + body) if version == 4 else 0
     return struct.pack("!BBH", _ECHO[version][0], 0, checksum) + body
