@@ -152,7 +152,8 @@ class Snapshot:
             via=ip_address(gateway) if gateway else None,
             table=message.get("table") or message["table"],
         )
-        self.routes[route] = message["proto"]
+        if self.routes.get(route) != netlink.OURS:  # one of ours may differ from another's in its metric only
+            self.routes[route] = message["proto"]
 
     def _add_rule(self, message: Any) -> None:
         default = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
