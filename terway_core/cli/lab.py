@@ -142,25 +142,38 @@ def lab_ping(
 @app.command("demo")
 def lab_demo(
     folder: LabFolder = DEFAULT_FOLDER,
-    drivers: Drivers = "vpc",
+    drivers: Annotated[
+        str,
+        typer.Option(help="Modes to show one after the other, separated by commas; default: all installed."),
+    ] = "",
     ip_stack: Stack = "ipv4",
     instance_type: InstanceType = DEFAULT_INSTANCE_TYPE,
     as_json: AsJson = False,
 ) -> None:
-    """Build two nodes and six pods, try every way between them, and take all down again.
+    """Build two nodes and six pods for each mode, try every way between them, and take all down again.
 
     Exit code 1: a packet did not come back, or a node's kernel is not what its journal says.
     """
     from terway_core.lab.demo import NODES, run_demo
 
-    with _progress() as show:
-        result = run_demo(Lab(folder), _spec(NODES, drivers, ip_stack, instance_type), show)
+    specs = [_spec(NODES, mode, ip_stack, instance_type) for mode in _modes(drivers) or _installed_modes()]
+    results: dict[str, DemoResult] = {}
+    for spec in specs:
+        (mode,) = spec.drivers
+        with _progress(f"{mode}: ") as show:
+            results[mode] = run_demo(Lab(folder), spec, show)
+        if not as_json:
+            _print_demo(mode, results[mode])
+    paths = [{"mode": mode, **_as_json(path)} for mode, result in results.items() for path in result.paths]
+    drift = [f"{mode}: {line}" for mode, result in results.items() for line in result.drift]
+    ok = all(result.ok for result in results.values())
     if as_json:
-        paths = [_as_json(path) for path in result.paths]
-        print_json({"ok": result.ok, "paths": paths, "drift": result.drift})
+        print_json({"ok": ok, "paths": paths, "drift": drift})
     else:
-        _print_demo(result)
-    if not result.ok:
+        works = sum(path["milliseconds"] is not None for path in paths)
+        found = "differences" if drift else "no difference"
+        typer.echo(f"{works} of {len(paths)} paths work, audit found {found}")
+    if not ok:
         raise typer.Exit(1)
 
 
@@ -247,12 +260,22 @@ def _execute(netns: Path, command: Sequence[str]) -> None:
     raise typer.Exit(execute(netns, command))
 
 
+def _modes(drivers: str) -> tuple[str, ...]:
+    return tuple(drivers.replace(",", " ").split())
+
+
+def _installed_modes() -> tuple[str, ...]:
+    from terway_core.registry import Drivers as Installed
+
+    return tuple(info.mode for info in Installed.installed().infos if not info.problem)
+
+
 def _spec(
     nodes: int, drivers: str, ip_stack: IpStack, instance_type: str, vswitches: Sequence[str] | None = None
 ) -> Spec:
     return Spec(
         nodes=nodes,
-        drivers=tuple(drivers.replace(",", " ").split()),
+        drivers=_modes(drivers),
         ip_stack=ip_stack,
         instance_type=instance_type,
         vswitches=tuple(vswitches or ()),
@@ -260,7 +283,7 @@ def _spec(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[float, str], None]]:
+def _progress(prefix: str = "") -> Iterator[Callable[[float, str], None]]:
     """A bar on standard error, and the way to end the work below it.
 
     A signal is heeded at the next step, where no thread is in the middle of anything and all can be taken
@@ -279,7 +302,7 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
     def show(share: float, step: str) -> None:
         if interrupted:
             raise KeyboardInterrupt
-        bar.update(task, completed=share, description=step)
+        bar.update(task, completed=share, description=prefix + step)
 
     before = {number: signal.signal(number, note) for number in heeded}
     try:
@@ -293,7 +316,7 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
             signal.signal(number, handler)
 
 
-def _print_demo(result: DemoResult) -> None:
+def _print_demo(mode: str, result: DemoResult) -> None:
     """Sources down, targets across: two dimensions for the two ends of a path."""
     for version in sorted({path.address.version for path in result.paths}):
         paths = [path for path in result.paths if path.address.version == version]
@@ -301,16 +324,12 @@ def _print_demo(result: DemoResult) -> None:
         sources = list(dict.fromkeys(source for source, _ in cells))
         targets = [*sources, *dict.fromkeys(target for _, target in cells if target not in sources)]
         rows = [(source, *(cells.get((source, target), "") for target in targets)) for source in sources]
-        print_table((f"IPv{version}, ms", *targets), rows)
-    broken = [path for path in result.paths if path.milliseconds is None]
-    for path in broken:
-        typer.echo(f"no answer: {path.source.name} → {path.target.name} {path.address}")
+        print_table((f"{mode}, IPv{version}, ms", *targets), rows)
+    for path in result.paths:
+        if path.milliseconds is None:
+            typer.echo(f"no answer: {path.source.name} → {path.target.name} {path.address}")
     for line in result.drift:
         typer.echo(f"audit: {line}")
-    typer.echo(
-        f"{len(result.paths) - len(broken)} of {len(result.paths)} paths work, "
-        + ("audit found differences" if result.drift else "audit found no difference")
-    )
 
 
 def _time(path: PathResult, unit: str = "") -> str:

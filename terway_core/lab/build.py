@@ -17,7 +17,7 @@ from terway_core.cli.client import ask
 from terway_core.errors import IOFailure
 from terway_core.lab import fabric
 from terway_core.lab.api.instance_types import INSTANCE_TYPES
-from terway_core.lab.nodes import executable, install, start_daemon
+from terway_core.lab.nodes import ENI_MODES, executable, install, start_daemon
 from terway_core.lab.process import Process, spawn
 from terway_core.lab.state import Lab, LabError, NodeFiles, Spec, open_netns, recall, remember
 from terway_core.registry import Drivers
@@ -210,6 +210,8 @@ def _check(lab: Lab, spec: Spec) -> None:
     drivers = Drivers.installed()
     for mode in spec.drivers:
         drivers.info(mode)
+    if spec.ip_stack == "ipv6" and (modes := ENI_MODES & set(spec.drivers)):
+        raise LabError(f"pods of {', '.join(sorted(modes))} have IPv4 or both families; use --ip-stack dual")
     executable()
     if problem := nft.preflight():
         raise LabError(f"the lab's NAT gateway cannot be built: {problem.summary}; {problem.remedy}")

@@ -28,11 +28,12 @@ def _vpc_options(number: int, spec: Spec) -> dict[str, Any]:
 
 
 def _pool(spec: Spec) -> dict[str, Any]:
-    return {"cluster": "lab", "ip_stack": "dual" if spec.ip_stack == "dual" else "ipv4"}
+    # A lab has few ENIs: nobody wants to wait half a minute for one that another pod has just left.
+    return {"cluster": "lab", "ip_stack": spec.ip_stack, "cooldown": 5}
 
 
 #: Modes whose pods get what they have from the pool of ENIs.
-_ENI_MODES: Final = frozenset({"eni", "eniip_veth"})
+ENI_MODES: Final = frozenset({"eni", "eniip_veth"})
 
 #: What a mode needs in its section of the configuration on the node with the given number.
 _OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {"vpc": _vpc_options}
@@ -45,7 +46,7 @@ def configuration(node: NodeFiles, number: int, spec: Spec) -> dict[str, Any]:
     return {
         "drivers": list(spec.drivers),
         "options": {mode: _OPTIONS[mode](number, spec) for mode in spec.drivers if mode in _OPTIONS},
-        **({"pool": _pool(spec)} if _ENI_MODES & set(spec.drivers) else {}),
+        **({"pool": _pool(spec)} if ENI_MODES & set(spec.drivers) else {}),
         "node_name": node.name,
         "service_cidrs": [str(cidr) for cidr in services],
         "state_dir": str(node.state_dir),

@@ -27,7 +27,7 @@ def lab(tmp_path):
 
 
 def start_demo(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
-    argv = [TERWAY, "lab", "demo", "--dir", str(lab.folder), *arguments]
+    argv = [TERWAY, "lab", "demo", "--drivers", "vpc", "--dir", str(lab.folder), *arguments]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
