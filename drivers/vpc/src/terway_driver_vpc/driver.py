@@ -42,7 +42,11 @@ class VpcDriver:
         self._options = parse(services.options)
         self._pools = tuple(
             AddressPool(
-                services.store, f"vpc:{cidr}", cidr, rest=self._options.rest_seconds, clock=services.clock
+                services.store,
+                f"vpc:ipv{cidr.version}",
+                cidr,
+                rest=self._options.rest_seconds,
+                clock=services.clock,
             )
             for cidr in self._options.pod_cidrs
         )
