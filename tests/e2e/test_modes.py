@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from terway_core.lab.ping import ping
 from terway_core.lab.runtime import Runtime, Sandbox
 from terway_core.lab.state import Lab, NodeFiles, Spec
 from terway_core.wiring.inspect import HostState, Snapshot
-from terway_core.wiring.netns import Namespace
+from terway_core.wiring.netns import Namespace, delete_netns
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 if os.geteuid() and not os.environ.get("CI"):
@@ -168,3 +169,21 @@ def test_a_warm_add_makes_no_api_call(eniip):
         eniip.runtime(1).remove_pod(pod)
     finally:
         terway(eniip.lab.nodes[0], "pool", "resume")
+
+
+def test_a_namespace_destroyed_before_its_del(modes):
+    """The runtime crashed: there is no DEL. An ENI falls back to the host, and the next pod has it."""
+    node = modes.lab.nodes[0]
+    lost = modes.runtime(1).run_pod("lost")
+    delete_netns(Path(lost.netns).name)
+    done = terway(node, "gc")
+    assert done.returncode == 0, done.stdout
+    assert f"released: attachment terway/{lost.container_id}/eth0" in done.stdout.splitlines()
+    assert terway(node, "audit").stdout.strip() == "no difference"
+    modes.runtime(1).remove_pod(lost)  # the DEL that comes late
+    heir = modes.runtime(1).run_pod("heir")
+    try:
+        modes.pods["heir"] = heir
+        assert modes.reaches("heir", str(modes.pods["a2"].addresses[0]))
+    finally:
+        modes.runtime(1).remove_pod(modes.pods.pop("heir"))
