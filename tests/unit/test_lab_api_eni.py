@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from alibabacloud_tea_openapi import utils_models
 from alibabacloud_tea_openapi.client import Client
 from darabonba.runtime import RuntimeOptions
 
+from terway_core.errors import CloudError
 from terway_core.lab.api import Behaviour, Region
 
 from .served_region import ServedRegion, wait_for
@@ -63,6 +65,22 @@ def test_statuses_pass_one_after_the_other() -> None:
         assert lab.status(eni) == "Deleting"
         wait_for(lambda: lab.status(eni) == "gone")
     assert len(lab.told) == 2
+
+
+def test_creating_may_take_its_time_and_a_token_in_use_is_busy() -> None:
+    with ServedRegion(behaviour=Behaviour(create_delay=0.3)).served() as lab:
+        params = {"VSwitchId": lab.zone_h.vswitch_id, "SecurityGroupIds": [lab.group], "ClientToken": "t"}
+        thread = threading.Thread(target=lab.client().call, args=("ecs", "CreateNetworkInterface", params))
+        thread.start()
+        codes: list[str] = []
+        while thread.is_alive():
+            try:
+                lab.call("CreateNetworkInterface", **params)
+            except CloudError as error:
+                codes.append(error.code)
+        thread.join()
+        assert "LastTokenProcessing" in codes
+        assert len(lab.region.network_interfaces) == 3
 
 
 def test_what_is_asked_for_out_of_turn(lab: ServedRegion) -> None:

@@ -31,8 +31,7 @@ class InjectedFault(BaseModel):
     """One kind of trouble with one action.
 
     * ``error``: refused with ``code``; nothing is carried out.
-    * ``slow``: takes ``seconds`` longer. ``CreateNetworkInterface`` answers when its ENI is ready, so this is
-      how long creating takes.
+    * ``slow``: is carried out, and answered, ``seconds`` later.
     * ``lost``: carried out, but the connection is closed without an answer.
     * ``down``: the connection is closed without an answer and nothing is carried out.
     * ``stuck``: accepted, and then the ENI stays ``Attaching``, ``Detaching`` or ``Deleting`` until the fault

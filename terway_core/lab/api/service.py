@@ -51,6 +51,7 @@ class Behaviour(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     route_delay: float = Field(0.0, ge=0, description="Seconds a route entry stays Pending or Deleting.")
+    create_delay: float = Field(0.0, ge=0, description="Seconds until creating an ENI is answered.")
     attach_delay: float = Field(0.0, ge=0, description="Seconds an ENI stays Attaching.")
     detach_delay: float = Field(0.0, ge=0, description="Seconds an ENI stays Detaching.")
     delete_delay: float = Field(0.0, ge=0, description="Seconds an ENI stays Deleting.")

@@ -5,6 +5,7 @@ Attaching, detaching and deleting go on after the reply, unless they take no tim
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
@@ -61,6 +62,7 @@ async def create_network_interface(
     """The reply comes when it is ``Available``, tags and addresses on it."""
     region = service.region
     check_region(region, request.region_id)
+    await asyncio.sleep(service.behaviour.create_delay)
     vswitch = region.vswitches.get(request.v_switch_id)
     if vswitch is None:
         raise Fault(404, "InvalidVSwitchId.NotFound", "The specified VSwitch does not exist.")
