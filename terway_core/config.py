@@ -12,12 +12,14 @@ import socket
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from terway_core.errors import InvalidConfig
+
+Options = TypeVar("Options", bound=BaseModel)
 
 DEFAULT_PATH = Path("/etc/terway/config.yaml")
 ENV_PREFIX = "TERWAY_"
@@ -165,6 +167,21 @@ def load_config(path: Path | None = None, env: Mapping[str, str] | None = None) 
                 ".".join(map(str, item["loc"])) + (f" (${variable})" if variable else "") + f": {item['msg']}"
             )
         raise InvalidConfig(f"settings in {path or DEFAULT_PATH}: {'; '.join(problems)}") from error
+
+
+def parse_options(model: type[Options], mode: str, options: Mapping[str, Any]) -> Options:
+    """Check a driver's own section, ``options.MODE``, by a model of the driver's.
+
+    :raises InvalidConfig: names each field and what is wrong with it.
+    """
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        problems = "; ".join(
+            ".".join(("options", mode, *map(str, item["loc"]))) + f": {item['msg']}"
+            for item in error.errors()
+        )
+        raise InvalidConfig(problems) from error
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:

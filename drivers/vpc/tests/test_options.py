@@ -4,12 +4,17 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from terway_driver_vpc.options import Options, parse
+from terway_driver_vpc.options import Options
 
+from terway_core.config import parse_options
 from terway_core.errors import InvalidConfig
 
 GOOD = {"pod_cidrs": ["172.20.1.0/24"], "cluster_cidrs": ["172.20.0.0/16"]}
 README = Path(__file__).parents[1] / "README.md"
+
+
+def parse(options):
+    return parse_options(Options, "vpc", options)
 
 
 def test_defaults():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ipaddress import ip_interface, ip_network
 from typing import TYPE_CHECKING, Final
 
+from terway_core.config import parse_options
 from terway_core.errors import RetryLater
 from terway_core.hookspecs import hookimpl
 from terway_core.types import (
@@ -36,7 +37,7 @@ from terway_core.wiring.objects import (
     WiringObject,
 )
 from terway_core.wiring.veth import FAMILIES, ipv6_sysctls
-from terway_driver_eni.options import Options, parse
+from terway_driver_eni.options import Options
 
 if TYPE_CHECKING:
     from terway_core.eni.pool import Pool
@@ -54,7 +55,7 @@ class EniDriver:
 
     @hookimpl
     def terway_start(self, services: Services) -> None:
-        self._options = parse(services.options)
+        self._options = parse_options(Options, "eni", services.options)
         self._pool = services.eni_pool("exclusive")
 
     @hookimpl

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from terway_core.errors import InvalidConfig
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Options(BaseModel):
@@ -24,18 +20,3 @@ class Options(BaseModel):
         (),
         description="More destinations that go through the host's stack (169.254.20.10/32: node-local DNS).",
     )
-
-
-def parse(options: Mapping[str, Any]) -> Options:
-    """Check the section.
-
-    :raises InvalidConfig: names each field and what is wrong with it.
-    """
-    try:
-        return Options.model_validate(options)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"options.eni{''.join(f'.{part}' for part in item['loc'])}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise InvalidConfig(problems) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ipaddress import ip_interface
 
+from terway_core.config import parse_options
 from terway_core.errors import NoAddress, RetryLater
 from terway_core.hookspecs import hookimpl
 from terway_core.ipam import AddressPool
@@ -25,7 +26,7 @@ from terway_core.types import (
 from terway_core.wiring import nft
 from terway_core.wiring.objects import Masquerade
 from terway_core.wiring.veth import FAMILIES, wire_by_veth
-from terway_driver_vpc.options import Options, parse
+from terway_driver_vpc.options import Options
 from terway_driver_vpc.routes import RouteKeeper
 
 
@@ -39,7 +40,7 @@ class VpcDriver:
 
     @hookimpl
     def terway_start(self, services: Services) -> None:
-        self._options = parse(services.options)
+        self._options = parse_options(Options, "vpc", services.options)
         self._pools = tuple(
             AddressPool(
                 services.store,

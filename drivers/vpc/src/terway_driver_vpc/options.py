@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, Self
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terway_core.config import Cidr
-from terway_core.errors import InvalidConfig
 
 
 class Options(BaseModel):
@@ -45,21 +43,6 @@ class Options(BaseModel):
             if not any(_inside(cidr, cluster) for cluster in self.cluster_cidrs):
                 raise ValueError(f"pod CIDR {cidr} lies in none of cluster_cidrs")
         return self
-
-
-def parse(options: Mapping[str, Any]) -> Options:
-    """Check the section.
-
-    :raises InvalidConfig: names each field and what is wrong with it.
-    """
-    try:
-        return Options.model_validate(options)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"options.vpc{''.join(f'.{part}' for part in item['loc'])}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise InvalidConfig(problems) from error
 
 
 def _inside(cidr: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
