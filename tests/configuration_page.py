@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from terway_core.config import CloudConfig, Config
+from terway_core.config import CloudConfig, Config, PoolConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -42,6 +42,10 @@ cloud:
 
 {config}
 
+## The section `pool`
+
+{pool}
+
 ## The section `cloud`
 
 {cloud}
@@ -62,7 +66,7 @@ NAMES = {
 
 
 def render() -> str:
-    return TEXT.format(config=table(Config), cloud=table(CloudConfig))
+    return TEXT.format(config=table(Config), pool=table(PoolConfig), cloud=table(CloudConfig))
 
 
 def table(model: type[BaseModel]) -> str:
