@@ -91,7 +91,7 @@ def kind(annotation: object) -> str:
         case origin if origin is tuple:
             return f"list of {kind(arguments[0])}"
         case _:
-            return "sections"
+            return "mapping of text" if arguments[1] is str else "sections"
 
 
 def bounds(field: FieldInfo) -> str:
@@ -111,6 +111,8 @@ def default(field: FieldInfo) -> str:
             return "host name" if field.annotation is str else ""
         case "" | () | BaseModel():
             return ""
+        case bool() as value:
+            return f"`{str(value).lower()}`"
         case value:
             return f"`{value}`"
 
