@@ -106,7 +106,13 @@ def test_records_are_sorted_by_age(store):
 
 def test_others_of_are_older_sandboxes_of_the_same_interface(store):
     elsewhere = replace(record("c4"), attachment=replace(record("c4").attachment, network="renamed"))
-    for old in (record("c1"), record("c2"), record("c2", ifname="eth1"), record("c3", name="other"), elsewhere):
+    for old in (
+        record("c1"),
+        record("c2"),
+        record("c2", ifname="eth1"),
+        record("c3", name="other"),
+        elsewhere,
+    ):
         store.put(old)
     assert [found.attachment.container_id for found in store.others_of(record("c1").attachment)] == [
         "c2",
