@@ -91,6 +91,14 @@ class Ledger:
         rows = [(str(address),) for address in addresses]
         self._store.write(lambda db: db.executemany("DELETE FROM eni_addresses WHERE address=?", rows))
 
+    def give_back(self, owner: str, rests_until: float) -> None:
+        """The owner's addresses rest. What is somebody else's by now stays his."""
+        self._store.write(
+            lambda db: db.execute(
+                "UPDATE eni_addresses SET owner='', rests_until=? WHERE owner=?", (rests_until, owner)
+            )
+        )
+
     def journalled(self) -> dict[str, tuple[IPAddress, ...]]:
         """Owner → addresses, for each attachment in the journal; without a lease, none."""
         with self._store.read() as db:

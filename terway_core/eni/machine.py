@@ -2,6 +2,9 @@
 
 ::
 
+                        is not there any more
+                     ┌──────────┐
+                     ▼          │
     creating ──▶ attaching ──▶ ready ──▶ detaching ──▶ deleting ──▶ (no row)
         │            │ never arrives        ▲
         ▼            └──────────────────────┘
@@ -15,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from terway_core.cloud import Cloud, ecs, vpc
+from terway_core.cloud import Cloud, ecs
 from terway_core.eni.model import Eni, EniAddress, EniState, Tags
 from terway_core.errors import CloudError
 from terway_core.types import IPAddress
@@ -24,8 +27,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds an attach may take before the ENI is given up; two to six are usual.
 ATTACH_LIMIT: Final = 120.0
-#: Seconds after its creation for which an ENI may be missing from the API's lists.
+#: Seconds for which an ENI may be missing from the API's lists and be there all the same.
 VISIBLE_WITHIN: Final = 60.0
+#: Seconds after which a detach or a delete is asked for again; two to six are usual.
+STUCK_AFTER: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +102,14 @@ class Machine:
             ipv4_prefix_count=eni.ipv4 if self._prefix_mode else 0,
             ipv6_count=eni.ipv6,
         )
-        (vswitch,) = vpc.describe_vswitches(self._cloud, [eni.vswitch_id])
-        eni = replace(eni, eni_id=made.eni_id, mac=made.mac, cidr=vswitch.cidr, ipv6_cidr=vswitch.ipv6_cidr)
-        return Moved(self.to(eni, EniState.ATTACHING))
+        return Moved(self.to(replace(eni, eni_id=made.eni_id, mac=made.mac), EniState.ATTACHING))
 
     def _attach(self, eni: Eni) -> Moved:
         found = self._describe(eni)
         age = self._clock() - eni.since
         if found is None:
-            return Moved(eni, wait=1.0) if age < VISIBLE_WITHIN else Moved(None)
-        if found.status == "InUse" and found.instance_id not in ("", self._tags.instance_id):
-            log.warning("eni lost", extra={"eni": eni.eni_id, "instance": found.instance_id})
+            return Moved(eni, wait=_poll(age)) if age < VISIBLE_WITHIN else Moved(None)
+        if self._is_elsewhere(found):
             return Moved(None)
         if found.status == "InUse" and self._has_link(eni.mac):
             return Moved(self.to(eni, EniState.READY), addresses=addresses_of(eni, found))
@@ -120,22 +122,33 @@ class Machine:
 
     def _detach(self, eni: Eni) -> Moved:
         found = self._describe(eni)
-        if found is None:
+        if found is None or self._is_elsewhere(found):
             return Moved(None)
         if found.status in ("Available", "Deleting"):
             return Moved(self.to(eni, EniState.DELETING, problem=eni.problem))
-        # Issued again while it sticks in Detaching, as the API's documentation advises.
-        ecs.detach_network_interface(self._cloud, eni.eni_id, self._tags.instance_id)
-        return Moved(eni, wait=_poll(self._clock() - eni.since))
+        age = self._clock() - eni.since
+        # Asked for again while it sticks, as the API's documentation advises.
+        if found.status == "InUse" or (found.status == "Detaching" and age > STUCK_AFTER):
+            ecs.detach_network_interface(self._cloud, eni.eni_id, self._tags.instance_id)
+        return Moved(eni, wait=_poll(age))
 
     def _delete(self, eni: Eni) -> Moved:
         found = self._describe(eni)
-        if found is None:
+        if found is None or self._is_elsewhere(found):
             return Moved(None)
         if found.status not in ("Available", "Deleting"):
             return Moved(self.to(eni, EniState.DETACHING, problem=eni.problem))
-        ecs.delete_network_interface(self._cloud, eni.eni_id)
-        return Moved(eni, wait=_poll(self._clock() - eni.since))
+        age = self._clock() - eni.since
+        if found.status == "Available" or age > STUCK_AFTER:
+            ecs.delete_network_interface(self._cloud, eni.eni_id)
+        return Moved(eni, wait=_poll(age))
+
+    def _is_elsewhere(self, found: ecs.NetworkInterface) -> bool:
+        """Somebody has attached it to another instance: it is not ours any more."""
+        elsewhere = found.status == "InUse" and found.instance_id not in ("", self._tags.instance_id)
+        if elsewhere:
+            log.warning("eni lost", extra={"eni": found.eni_id, "instance": found.instance_id})
+        return elsewhere
 
     def _describe(self, eni: Eni) -> ecs.NetworkInterface | None:
         found = ecs.describe_network_interfaces(self._cloud, eni_ids=[eni.eni_id])

@@ -39,6 +39,7 @@ class Eni:
     :param since: when it came into its state, in seconds since the epoch.
     :param owner: of an exclusive ENI, the attachment that has it; ``""`` when it is free.
     :param rests_until: an exclusive ENI that came back is not given out before.
+    :param problem: why it is not where it should be, for people.
     """
 
     token: str
@@ -80,7 +81,8 @@ class EniAddress:
     :param block: the prefix it was assigned with; None for one assigned by itself.
     :param primary: goes only with its ENI.
     :param owner: the attachment that has it, ``""`` when it is free or rests.
-    :param leaving: is being unassigned, and will not be given out again.
+    :param leaving: will not be given out again: it is being unassigned, or the cloud says that it is gone and
+        only its owner, who still has it, keeps its row.
     """
 
     token: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from terway_core.config import PoolConfig
@@ -16,6 +16,8 @@ from terway_core.eni.model import Eni, EniAddress, EniState, Holds, Limits, Use
 
 #: Addresses in one call; the API takes more for some states and fewer for others, this for all.
 BATCH: Final = 10
+#: Secondary addresses that an ENI may be made with.
+MOST_AT_BIRTH: Final = 49
 #: Addresses of a /28, the size of every IPv4 prefix that the API assigns.
 PREFIX_SIZE: Final = 16
 
@@ -48,10 +50,11 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Unassign:
-    """Give addresses back to the vSwitch."""
+    """Give addresses back to the vSwitch. ``reason`` is for the log."""
 
     token: str
     addresses: tuple[EniAddress, ...]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +79,17 @@ Operation: TypeAlias = NewEni | Advance | Assign | Unassign | Retire | Refresh
 class View:
     """The pool as the planner sees it; times are seconds since the epoch.
 
-    :param vswitches: where an ENI can be made now, best first.
+    :param vswitches: where an ENI can be made, best first.
+    :param exhausted: vSwitches that had no address left a while ago.
+    :param scarce: vSwitches that had fewer left than were asked for; one at a time may still be had.
     :param busy: ENIs with an operation under way.
     :param not_before: when an ENI that failed or waits is looked at again.
-    :param full_until: ENIs whose vSwitch had no address left for them, and until when that is believed.
+    :param full_until: ENIs that took no more addresses, and until when that is believed.
     :param suspects: ENIs that may have other addresses than we believe.
     :param incoming: pods that the operations under way make room for, by ENI.
     :param waiting: pods that wait for an address; ``waiting_enis``: for an ENI of their own.
     :param foreign_enis: ENIs on the instance that are not ours and count against its quota.
-    :param may_create_from: the quota of ENIs is believed to be used up until then.
+    :param create_from: when the next ENI may be made.
     :param uses: what the configured drivers need of the pool.
     :param quiet_since: when a pod last came or went.
     """
@@ -94,6 +99,8 @@ class View:
     enis: Mapping[str, Eni]
     addresses: Mapping[str, Sequence[EniAddress]]
     vswitches: Sequence[str] = ()
+    exhausted: frozenset[str] = frozenset()
+    scarce: frozenset[str] = frozenset()
     busy: frozenset[str] = frozenset()
     not_before: Mapping[str, float] = field(default_factory=dict)
     full_until: Mapping[str, float] = field(default_factory=dict)
@@ -102,7 +109,7 @@ class View:
     waiting: int = 0
     waiting_enis: int = 0
     foreign_enis: int = 0
-    may_create_from: float = 0.0
+    create_from: float = 0.0
     quiet_since: float = 0.0
     holds: Holds = field(default_factory=Holds)
     uses: frozenset[Use] = frozenset()
@@ -115,12 +122,19 @@ class Planner:
         self._config = config
         self.families = config.families
         self.prefix_mode = config.prefix_mode
+        self.max_enis = config.max_enis
 
     def plan(self, view: View) -> list[Operation]:
-        """What can begin now."""
+        """What can begin now; at most one operation for each ENI."""
         if view.holds.calling:
             return []
-        return [*self._move_on(view), *self._supply(view), *self._reclaim(view)]
+        planned: list[Operation] = []
+        for part in (self._move_on, self._supply, self._reclaim):
+            operations = list(part(view))
+            planned += operations
+            taken = {operation.token for operation in operations if not isinstance(operation, NewEni)}
+            view = replace(view, busy=view.busy | taken)
+        return planned
 
     # -- what each part knows ---------------------------------------------------------------------------
 
@@ -132,35 +146,49 @@ class Planner:
             for family in self.families
         )
 
-    def room(self, view: View, eni: Eni) -> tuple[int, int]:
-        """How many IPv4 addresses (or prefixes) and IPv6 addresses can be added to an ENI."""
-        addresses = [a for a in view.addresses.get(eni.token, ()) if not a.leaving]
-        blocks = {a.block for a in addresses if a.block}
-        single = sum(a.address.version == 4 and not a.block for a in addresses)
+    def room(self, view: View, eni: Eni) -> dict[int, int]:
+        """How many addresses of each family that pods have can be added to an ENI; of IPv4, in prefix mode,
+        how many prefixes. One that is being unassigned still takes its place."""
+        addresses = view.addresses.get(eni.token, ())
+        ipv4 = {a.block or a.address for a in addresses if a.address.version == 4}
         ipv6 = sum(a.address.version == 6 for a in addresses)
-        return view.limits.ipv4 - single - len(blocks), (view.limits.ipv6 - ipv6 if 6 in self.families else 0)
+        room = {4: view.limits.ipv4 - len(ipv4), 6: view.limits.ipv6 - ipv6}
+        return {family: max(0, room[family]) for family in self.families}
 
-    def coming(self, view: View, eni: Eni) -> int:
-        """Pods that an ENI on its way will have room for."""
-        if eni.state not in (EniState.CREATING, EniState.ATTACHING):
-            return view.incoming.get(eni.token, 0)
-        if eni.use == "exclusive":
-            return 1
-        ipv4 = 1 + eni.ipv4 * (PREFIX_SIZE if self.prefix_mode else 1)
-        return min(ipv4, eni.ipv6) if 6 in self.families else ipv4
+    def supply(self, view: View, eni: Eni) -> int:
+        """Pods that an ENI has addresses for, or will have before anything else is planned for it."""
+        if not self._serves(eni):
+            return 0
+        if eni.state is EniState.READY or view.addresses.get(eni.token):
+            return self.free(view, eni.token) + view.incoming.get(eni.token, 0)
+        return self.gain(eni.ipv4, eni.ipv6)
+
+    def gain(self, ipv4: int, ipv6: int) -> int:
+        """Pods that a new ENI has addresses for: its primary one, and what it was ordered with."""
+        pods = 1 + ipv4 * (PREFIX_SIZE if self.prefix_mode else 1)
+        return min(pods, ipv6) if 6 in self.families else pods
 
     def order(self, count: int) -> tuple[int, int]:
-        """What to ask for with a new ENI for ``count`` pods: IPv4 addresses (or prefixes) besides its primary
-        one, and IPv6 addresses."""
-        ipv4 = math.ceil((count - 1) / PREFIX_SIZE) if self.prefix_mode else count - 1
-        return min(ipv4, BATCH) if self.prefix_mode else ipv4, count if 6 in self.families else 0
+        """What to ask for with a new ENI for up to ``count`` pods: IPv4 addresses (or prefixes) besides its
+        primary one, and IPv6 addresses. The API gives no more than that at once."""
+        if 6 in self.families:
+            count = min(count, BATCH)
+        if self.prefix_mode:
+            ipv4 = min(math.ceil((count - 1) / PREFIX_SIZE), BATCH)
+        else:
+            ipv4 = min(count - 1, MOST_AT_BIRTH)
+        return ipv4, count if 6 in self.families else 0
 
     def can_create(self, view: View) -> int:
-        """ENIs that may still be made."""
-        if view.now < view.may_create_from or not view.vswitches:
-            return 0
-        most = view.limits.enis - view.foreign_enis - len(view.enis)
-        return max(0, min(most, self._config.max_enis - len(view.enis)) if self._config.max_enis else most)
+        """ENIs that the instance, and the settings, still have place for."""
+        # One that is being deleted is off the instance.
+        ours = sum(eni.state is not EniState.DELETING for eni in view.enis.values())
+        most = view.limits.enis - view.foreign_enis
+        return max(0, min(most, self.max_enis or most) - ours)
+
+    def has_room(self, view: View) -> bool:
+        """Whether ENIs that pods share may have more addresses."""
+        return any(eni.use == "shared" and self._takes_more(view, eni) for eni in view.enis.values())
 
     # -- operations -------------------------------------------------------------------------------------
 
@@ -168,68 +196,67 @@ class Planner:
         for eni in view.enis.values():
             if not self._idle(view, eni):
                 continue
+            going = eni.state in (EniState.DETACHING, EniState.DELETING)
+            leaving = tuple(a for a in view.addresses.get(eni.token, ()) if a.leaving and not a.owner)
             if eni.token in view.suspects:
                 yield Refresh(eni.token)
-                continue
-            going = eni.state in (EniState.DETACHING, EniState.DELETING)
-            if eni.state is not EniState.READY and not (going and view.holds.releasing):
-                yield Advance(eni.token)
-            leaving = tuple(a for a in view.addresses.get(eni.token, ()) if a.leaving)
-            if eni.state is EniState.READY and leaving and not view.holds.releasing:
-                yield Unassign(eni.token, leaving[:BATCH])
+            elif eni.state is not EniState.READY:
+                if not (going and view.holds.releasing):
+                    yield Advance(eni.token)
+            elif leaving and not eni.owner and not view.holds.releasing:
+                yield Unassign(eni.token, leaving[:BATCH], "they were on their way out")
 
     def _supply(self, view: View) -> Iterator[Operation]:
-        shared = [eni for eni in view.enis.values() if eni.use == "shared" and self._serves(eni)]
+        vswitches = [v for v in view.vswitches if v not in view.exhausted]
+        vswitches.sort(key=lambda vswitch: vswitch in view.scarce)
+        can_create = self.can_create(view) if vswitches and view.now >= view.create_from else 0
+        own = [eni for eni in view.enis.values() if eni.use == "exclusive" and self._serves(eni)]
+        lacking = view.waiting_enis + self._warm_enis(view)
+        lacking -= sum(
+            not eni.owner and (self._is_free(view, eni) or eni.state is not EniState.READY) for eni in own
+        )
+        for _ in range(min(lacking, can_create)):
+            yield NewEni("exclusive", vswitches[0], 1)
+            can_create -= 1
+
+        shared = [eni for eni in view.enis.values() if eni.use == "shared"]
         missing = view.waiting + (self._config.warm_min if "shared" in view.uses else 0)
-        missing -= sum(self.free(view, eni.token) + self.coming(view, eni) for eni in shared)
+        missing -= sum(self.supply(view, eni) for eni in shared)
         # The fullest first: what is spread thin cannot be given back.
         for eni in sorted(shared, key=lambda eni: -len(view.addresses.get(eni.token, ()))):
-            if missing <= 0:
-                break
-            if eni.state is not EniState.READY or not self._idle(view, eni) or eni.token in view.suspects:
-                continue
-            if view.full_until.get(eni.token, 0) > view.now or self._has_leaving(view, eni):
-                continue
-            assign = self._assign(view, eni, missing)
-            if assign.gain > 0:
-                yield assign
-                missing -= assign.gain
-        creatable = self.can_create(view)
-        vswitch = view.vswitches[0] if view.vswitches else ""
-        own = [eni for eni in view.enis.values() if eni.use == "exclusive" and self._serves(eni)]
-        lacking = view.waiting_enis + (self._config.warm_enis if "exclusive" in view.uses else 0)
-        lacking -= sum(self._is_free(view, eni) if eni.state is EniState.READY else 1 for eni in own)
-        for _ in range(min(lacking, creatable)):
-            yield NewEni("exclusive", vswitch, 1)
-            creatable -= 1
-        while missing > 0 and creatable > 0:
-            gain = self._most_per_eni(view)
-            if not gain:
-                break
-            yield NewEni("shared", vswitch, min(missing, gain))
-            missing -= gain
-            creatable -= 1
+            if missing > 0 and self._can_assign(view, eni):
+                assign = self._assign(view, eni, 1 if eni.vswitch_id in view.scarce else missing)
+                if assign.gain > 0:
+                    yield assign
+                    missing -= assign.gain
+        if vswitches and vswitches[0] in view.scarce:
+            # Its last addresses go to the ENIs that are there, then to a new one as the only one on its way.
+            at_hand = any(eni.vswitch_id == vswitches[0] and self._takes_more(view, eni) for eni in shared)
+            can_create, missing = (0 if at_hand else min(1, can_create)), min(1, missing)
+        most = self.gain(view.limits.ipv4 - 1, view.limits.ipv6)
+        for _ in range(can_create if most else 0):
+            if missing > 0:
+                count = min(missing, most)
+                yield NewEni("shared", vswitches[0], count)
+                missing -= self.gain(*self.order(count))
+
+    def _can_assign(self, view: View, eni: Eni) -> bool:
+        if eni.state is not EniState.READY or not self._idle(view, eni) or eni.vswitch_id in view.exhausted:
+            return False
+        return view.full_until.get(eni.token, 0) <= view.now
 
     def _assign(self, view: View, eni: Eni, missing: int) -> Assign:
-        room4, room6 = self.room(view, eni)
-        addresses = [a for a in view.addresses.get(eni.token, ()) if not a.leaving]
-        spare = {f: sum(a.address.version == f and a.free(view.now) for a in addresses) for f in (4, 6)}
-        unit = PREFIX_SIZE if self.prefix_mode else 1
-        reach = dict.fromkeys(self.families, 0)
-        add = {4: 0, 6: 0}
-        base = min(spare[family] for family in self.families)
-        for family, room, size in ((4, room4, unit), (6, room6, 1)):
-            if family in self.families:
-                wanted = max(0, math.ceil((base + missing - spare[family]) / size))
-                add[family] = max(0, min(wanted, room, BATCH))
-                reach[family] = spare[family] + add[family] * size
-        return Assign(eni.token, add[4], add[6], min(reach.values()) - base)
-
-    def _most_per_eni(self, view: View) -> int:
-        ipv4 = view.limits.ipv4
-        if self.prefix_mode:
-            ipv4 = 1 + (view.limits.ipv4 - 1) * PREFIX_SIZE
-        return min(ipv4, view.limits.ipv6) if 6 in self.families else ipv4
+        addresses = view.addresses.get(eni.token, ())
+        room = self.room(view, eni)
+        size = {4: PREFIX_SIZE if self.prefix_mode else 1, 6: 1}
+        spare = {f: sum(a.address.version == f and a.free(view.now) for a in addresses) for f in room}
+        base = min(spare.values())
+        reach = min(spare[family] + min(room[family], BATCH) * size[family] for family in room)
+        gain = min(missing, reach - base)
+        add = {f: max(0, math.ceil((base + gain - spare[f]) / size[f])) for f in room}
+        if gain > 0:  # prefixes are larger than what is missing
+            gain = min(spare[family] + add[family] * size[family] for family in room) - base
+        return Assign(eni.token, add[4], add.get(6, 0), gain)
 
     def _reclaim(self, view: View) -> Iterator[Operation]:
         """At most one thing at a time, from the ENI that is used least."""
@@ -239,50 +266,54 @@ class Planner:
             return
         idle = [eni for eni in view.enis.values() if eni.state is EniState.READY and self._idle(view, eni)]
         spare = [eni for eni in idle if eni.use == "exclusive" and self._is_free(view, eni)]
-        if len(spare) > self._config.warm_enis:
-            yield Retire(
-                spare[0].token, f"{len(spare)} ENIs are free, {self._config.warm_enis} are kept warm"
-            )
+        warm = self._warm_enis(view)
+        if len(spare) > warm:
+            yield Retire(spare[0].token, f"{len(spare)} ENIs are free, {warm} are kept warm")
             return
         shared = [eni for eni in idle if eni.use == "shared"]
         total = sum(self.free(view, eni.token) for eni in shared)
-        excess = total - max(self._config.warm_max, self._config.warm_min)
+        warm = max(self._config.warm_max, self._config.warm_min) if "shared" in view.uses else 0
+        excess = total - warm
         if excess <= 0:
             return
-        reason = f"{total} addresses are free, {self._config.warm_max} are kept warm"
+        reason = f"{total} addresses are free, {warm} are kept warm"
         for eni in sorted(shared, key=lambda eni: (self._used(view, eni), len(view.addresses[eni.token]))):
             if not self._used(view, eni) and self.free(view, eni.token) <= excess:
                 yield Retire(eni.token, reason)
                 return
             victims = self._victims(view, eni, excess)
             if victims:
-                yield Unassign(eni.token, victims)
+                yield Unassign(eni.token, victims, reason)
                 return
 
     def _victims(self, view: View, eni: Eni, excess: int) -> tuple[EniAddress, ...]:
-        addresses = view.addresses.get(eni.token, ())
-        if not self.prefix_mode:
-            found = []
-            for family in self.families:
-                free = [
-                    a for a in addresses if a.address.version == family and a.free(view.now) and not a.primary
-                ]
-                found += free[: min(excess, BATCH)]
-            return tuple(found)
-        blocks: dict[object, list[EniAddress]] = {}
-        for address in addresses:
-            if address.block:
-                blocks.setdefault(address.block, []).append(address)
-        for members in blocks.values():
-            if len(members) <= excess and all(a.free(view.now) for a in members):
-                return tuple(members)
-        return ()
+        """Addresses, and whole prefixes, that hold no more than ``excess`` pods."""
+        units: dict[object, list[EniAddress]] = {}
+        for address in view.addresses.get(eni.token, ()):
+            if not address.primary:
+                units.setdefault(address.block or address.address, []).append(address)
+        found: list[EniAddress] = []
+        for family in self.families:
+            left, calls = excess, BATCH
+            for members in units.values():
+                fits = members[0].address.version == family and len(members) <= left
+                if fits and calls and all(address.free(view.now) for address in members):
+                    found += members
+                    left -= len(members)
+                    calls -= 1
+        return tuple(found)
 
     # -- words ------------------------------------------------------------------------------------------
 
+    def _warm_enis(self, view: View) -> int:
+        return self._config.warm_enis if "exclusive" in view.uses else 0
+
+    def _takes_more(self, view: View, eni: Eni) -> bool:
+        return self._serves(eni) and min(self.room(view, eni).values()) > 0
+
     @staticmethod
     def _serves(eni: Eni) -> bool:
-        return eni.state in (EniState.CREATING, EniState.ATTACHING, EniState.READY)
+        return eni.state in (EniState.CREATING, EniState.ATTACHING, EniState.READY) and not eni.problem
 
     @staticmethod
     def _is_free(view: View, eni: Eni) -> bool:
@@ -291,10 +322,6 @@ class Planner:
     @staticmethod
     def _idle(view: View, eni: Eni) -> bool:
         return eni.token not in view.busy and view.not_before.get(eni.token, 0) <= view.now
-
-    @staticmethod
-    def _has_leaving(view: View, eni: Eni) -> bool:
-        return any(a.leaving for a in view.addresses.get(eni.token, ()))
 
     @staticmethod
     def _used(view: View, eni: Eni) -> int:

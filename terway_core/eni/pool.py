@@ -9,30 +9,32 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from terway_core.cloud import Cloud, ecs, vpc
 from terway_core.cloud.metadata import Identity
 from terway_core.config import PoolConfig
+from terway_core.eni.clock import SteadyClock
 from terway_core.eni.ledger import Ledger
+from terway_core.eni.line import GATHER, Line
 from terway_core.eni.machine import Machine
 from terway_core.eni.model import Eni, EniAddress, EniState, Holds, Limits, Tags, Use
 from terway_core.eni.planner import Planner, View
-from terway_core.eni.reconcile import Reconciler, primary_of
+from terway_core.eni.reconcile import SECOND_LOOK, Reconciler, primary_of
 from terway_core.eni.rows import Grant, Rows
+from terway_core.eni.shortage import explain, may_end
 from terway_core.eni.supplier import Place, Supplier
-from terway_core.errors import CloudError, InvalidConfig, NoAddress, RetryLater, TerwayError
+from terway_core.errors import InvalidConfig, NoAddress, RetryLater, TerwayError
 from terway_core.store import Store
 from terway_core.wiring.netlink import FoundLink
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which a request waits for others of the same burst before the cloud is asked for it.
-GATHER: Final = 0.05
 #: The longest pause of the planning thread, in seconds.
 LONGEST_PAUSE: Final = 30.0
+#: Seconds after which the cloud is asked again what it has if it did not answer.
+ASK_AGAIN: Final = 30.0
 
 
 class Pool:
@@ -54,53 +56,56 @@ class Pool:
         self._cloud = cloud
         self._config = config
         self._find_link = find_link
-        self._clock = clock
+        self._clock = SteadyClock(clock)
         self._ledger = Ledger(store)
-        self._rows = Rows(self._ledger, config.families)
+        self._rows = Rows(self._ledger, config.families, now=self._clock(), cooldown=config.cooldown)
+        self._line = Line(self._rows, self._clock)
         self._planner = Planner(config)
-        self._tickets: deque[_Ticket] = deque()
         self._uses: frozenset[Use] = frozenset()
         self._holds = self._ledger.holds
-        self._quiet_since = clock()
-        self._compared_at = float("-inf")
-        self._stopping = False
+        self._quiet_since = self._clock()
+        self._compare_at = float("-inf")
+        self._comparing = False
+        self._compared = False
+        self._stopping = threading.Event()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._identity: Identity | None = None
         self._supplier: Supplier | None = None
         self._reconciler: Reconciler | None = None
+        self._identity: Identity | None = None
 
     # -- life ---------------------------------------------------------------------------------------------
 
     def start(self, use: Use, *, threaded: bool = True) -> None:
         """Serve requests for ``use``; called again, it only adds the use.
 
-        Without an answer from the API it starts all the same if pods can be served from what is known.
+        A node that has ENIs already serves from what it knows of them, and asks the cloud meanwhile.
 
         :param threaded: False leaves the planning to calls of :meth:`step`.
         :raises CloudError: what the cloud has must be known and is not.
         :raises InvalidConfig: the settings name no vSwitch that serves this node.
         """
-        with self._rows.changed:
+        with self._starting:
             if self._supplier is None:
                 self._connect()
             self._uses |= {use}
             if self._thread is None and threaded:
                 self._thread = threading.Thread(target=self._loop, name="eni pool", daemon=True)
                 self._thread.start()
-            self._rows.changed.notify_all()
+        self._rows.notify()
 
     def stop(self) -> None:
         """Finish the calls that are under way; everything else is in the rows."""
         with self._rows.changed:
-            self._stopping = True
-            self._rows.changed.notify_all()
+            self._stopping.set()
+            self._rows.notify()
         if self._thread:
             self._thread.join()
         if self._supplier:
             self._supplier.close()
 
     def _connect(self) -> None:
-        identity = self._cloud.metadata.identity()
+        self._identity = identity = self._cloud.metadata.identity()
         tags = Tags(
             cluster=self._config.cluster, instance_id=identity.instance_id, extra=dict(self._config.tags)
         )
@@ -108,7 +113,7 @@ class Pool:
             self._cloud,
             tags,
             prefix_mode=self._config.prefix_mode,
-            has_link=lambda mac: self._find_link(mac) is not None,
+            has_link=self._has_link,
             clock=self._clock,
         )
         supplier = Supplier(
@@ -116,39 +121,42 @@ class Pool:
             self._cloud,
             machine,
             self._planner,
-            self._ask_limits(identity.instance_type),
+            self._find_limits(identity.instance_type),
             self._clock,
         )
-        reconciler = Reconciler(self._rows, self._cloud, tags, busy=supplier.is_busy, clock=self._clock)
-        self._identity, self._reconciler = identity, reconciler
-        try:
+        self._reconciler = Reconciler(
+            self._rows,
+            self._cloud,
+            tags,
+            busy=supplier.is_busy,
+            has_link=self._has_link,
+            clock=self._clock,
+        )
+        if not any(eni.state is EniState.READY for eni in self._rows.enis.values()):
             self._compare(supplier)
-        except CloudError as error:
-            if not any(eni.state is EniState.READY for eni in self._rows.enis.values()):
-                raise
-            log.warning("pool starts from what it knows", extra={"problem": str(error)})
         self._rows.adopt(self._ledger.journalled())
+        self._reconciler.check_links()
         self._supplier = supplier
 
-    def _ask_limits(self, instance_type: str) -> Limits:
-        try:
+    def _find_limits(self, instance_type: str) -> Limits:
+        limits = self._ledger.limits(instance_type)
+        if limits is None:
             found = ecs.describe_instance_type(self._cloud, instance_type)
-        except CloudError:
-            if known := self._ledger.limits(instance_type):
-                return known
-            raise
-        limits = Limits(
-            instance_type=instance_type,
-            enis=found.eni_quantity - 1,
-            ipv4=found.ipv4_per_eni,
-            ipv6=found.ipv6_per_eni,
-        )
+            limits = Limits(
+                instance_type=instance_type,
+                enis=found.eni_quantity - 1,
+                ipv4=found.ipv4_per_eni,
+                ipv6=found.ipv6_per_eni,
+            )
+            self._ledger.remember_limits(limits)
         if limits.enis < 1:
             raise InvalidConfig(f"instance type {instance_type} takes no ENI besides its primary one")
         if 6 in self._config.families and limits.ipv6 < 1:
             raise InvalidConfig(f"instance type {instance_type} has no IPv6; set pool.ip_stack to ipv4")
-        self._ledger.remember_limits(limits)
         return limits
+
+    def _has_link(self, mac: str) -> bool:
+        return self._find_link(mac) is not None
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -156,47 +164,42 @@ class Pool:
         """Addresses, or an ENI, for ``owner``; the same as long as they are not released.
 
         :raises NoAddress: none came free in time; the message names the cause.
-        :raises RetryLater: the pool is not started.
+        :raises RetryLater: the pool is not started, or is being stopped.
         """
         supplier = self._started()
         with self._rows.changed:
             if granted := self._rows.granted(owner):
                 return granted
-            ticket = _Ticket(owner, use)
-            self._tickets.append(ticket)
-            self._serve()
-            if ticket.grant is None:
-                self._rows.changed.notify_all()
-                deadline = time.monotonic() + self._config.wait
-                while not ticket.settled:
-                    left = deadline - time.monotonic()
-                    if left <= 0 or self._stopping:
-                        break
-                    self._rows.changed.wait(left)
-            if ticket in self._tickets:
-                self._tickets.remove(ticket)
-            grant = ticket.grant
             self._quiet_since = self._clock()
-        if grant is None:
+            ticket = self._line.join(owner, use)
+            self._rows.changed.wait_for(
+                lambda: ticket.settled or self._stopping.is_set(), timeout=self._config.wait
+            )
+            self._line.leave(ticket)
+            self._quiet_since = self._clock()
+        if ticket.grant is None:
+            if self._stopping.is_set() and not ticket.hopeless:
+                raise RetryLater("the ENI pool is being stopped")
             raise NoAddress(ticket.hopeless or f"waited {self._config.wait:g} s: {self._why(supplier, use)}")
-        self._rows.keep(grant)
-        return grant
+        self._rows.keep(ticket.grant)
+        return ticket.grant
 
     def link_of(self, eni: Eni) -> FoundLink:
-        """The host's link of an ENI.
+        """The host's link of an ENI; without one, the ENI serves nobody until it has one.
 
         :raises RetryLater: it is not there, or in a pod.
         """
         link = self._find_link(eni.mac)
         if link is None:
+            if self._reconciler:
+                self._reconciler.check_links()
             raise RetryLater(f"the host has no link with MAC address {eni.mac}, that of {eni.eni_id}")
         return link
 
     def release(self, owner: str) -> bool:
         """Give back what ``owner`` has; it rests. False when it has nothing."""
-        with self._rows.changed:
-            self._quiet_since = now = self._clock()
-            return self._rows.give_back(owner, now + self._config.cooldown) is not None
+        self._quiet_since = now = self._clock()
+        return self._rows.give_back(owner, now + self._config.cooldown)
 
     def collect(self, live: Iterable[str]) -> list[str]:
         """Give back what belongs to owners that are neither in ``live`` nor in the journal; a line for each.
@@ -222,21 +225,23 @@ class Pool:
         self._ledger.holds = holds
         with self._rows.changed:
             self._holds = holds
-            self._rows.changed.notify_all()
+            self._rows.notify()
         log.warning("pool switches", extra={"hold_releasing": holds.releasing, "hold_calling": holds.calling})
 
     # -- planning -----------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Compare if it is time, serve who can be served, begin what can begin. True when something began."""
+        """Begin to compare if it is time, serve who can be served, begin what can begin. True when something
+        began."""
         supplier = self._started()
-        if self._clock() - self._compared_at >= self._config.reconcile_interval and not self._holds.calling:
-            try:
-                self._compare(supplier)
-            except CloudError as error:
-                log.warning("comparison with the cloud failed", extra={"problem": str(error)})
         with self._rows.changed:
-            self._serve()
+            self._line.serve()
+            if self._clock() >= self._compare_at and not self._comparing and not self._holds.calling:
+                self._comparing = True
+                supplier.run(self._compare_in_background)
+                return True
+            if not self._compared and self._comparing:
+                return False  # until then it is not known what there is
             view = self._view(supplier)
             begun = supplier.begin(view)
             if not begun and not supplier.under_way:
@@ -250,45 +255,33 @@ class Pool:
             supplier.settle()
 
     def _loop(self) -> None:
-        while not self._stopping:
+        version = -1
+        while not self._stopping.is_set():
+            with self._rows.changed:
+                if self._rows.version == version:
+                    self._rows.changed.wait(self._pause())
+                version = self._rows.version
             try:
                 self.step()
             except TerwayError as error:
                 log.error("pool", extra={"problem": str(error)})
             except Exception:
                 log.exception("pool step failed")
-            with self._rows.changed:
-                if not self._stopping:
-                    self._rows.changed.wait(self._pause())
 
     def _pause(self) -> float:
         now = self._clock()
-        supplier = self._started()
-        times = [supplier.next_look(), self._compared_at + self._config.reconcile_interval]
-        times += [
-            address.rests_until for address in self._rows.addresses.values() if address.rests_until > now
+        times = [
+            self._started().next_look(),
+            self._compare_at,
+            self._quiet_since + self._config.reclaim_after,
         ]
-        times.append(self._quiet_since + self._config.reclaim_after)
-        pause = min([at - now for at in times if at > now], default=LONGEST_PAUSE)
-        if self._tickets:
-            pause = min(pause, GATHER)
-        return min(max(pause, 0.01), LONGEST_PAUSE)
-
-    def _serve(self) -> None:
-        """Grant to those who wait, in the order in which they came; each use has its own line."""
-        dry: set[Use] = set()
-        for ticket in tuple(self._tickets):
-            if ticket.use in dry:
-                continue
-            ticket.grant = self._rows.grant(ticket.owner, ticket.use, self._clock())
-            if ticket.grant is None:
-                dry.add(ticket.use)
-            else:
-                self._tickets.remove(ticket)
-                self._rows.changed.notify_all()
+        times += [row.rests_until for row in self._rows.addresses.values()]
+        times += [eni.rests_until for eni in self._rows.enis.values()]
+        pause = min((at - now for at in times if at > now), default=LONGEST_PAUSE)
+        return max(0.01, min(pause, GATHER if self._line else LONGEST_PAUSE))
 
     def _view(self, supplier: Supplier) -> View:
-        gathered = [t for t in self._tickets if time.monotonic() - self._tickets[0].since >= GATHER]
+        gathered = self._line.gathered()
         return supplier.view(
             waiting=sum(ticket.use == "shared" for ticket in gathered),
             waiting_enis=sum(ticket.use == "exclusive" for ticket in gathered),
@@ -297,13 +290,31 @@ class Pool:
             uses=self._uses,
         )
 
+    def _compare_in_background(self) -> None:
+        try:
+            self._compare(self._started())
+        except TerwayError as error:
+            log.warning("comparison with the cloud failed", extra={"problem": str(error)})
+        except Exception:
+            log.exception("comparison with the cloud failed")
+        finally:
+            with self._rows.changed:
+                self._comparing = False
+                self._compared = True
+                self._rows.notify()
+
     def _compare(self, supplier: Supplier) -> None:
         assert self._reconciler
         assert self._identity
-        self._compared_at = self._clock()  # also when it fails: not again at once
+        interval = self._config.reconcile_interval
+        self._compare_at = self._clock() + min(interval, ASK_AGAIN)  # if it fails
         attached = self._reconciler.compare()
         supplier.foreign_enis = self._reconciler.foreign_enis
         supplier.place = self._find_place(self._identity, attached)
+        self._compared = True
+        self._compare_at = self._clock() + (
+            min(interval, SECOND_LOOK) if self._reconciler.doubts else interval
+        )
 
     def _find_place(self, identity: Identity, attached: list[ecs.NetworkInterface]) -> Place:
         primary = primary_of(attached)
@@ -316,49 +327,20 @@ class Pool:
             )
         here.sort(key=lambda vswitch: -vswitch.available_ips)
         groups = self._config.security_group_ids or (primary.security_group_ids if primary else ())
-        return Place(vswitch_ids=tuple(v.vswitch_id for v in here), security_group_ids=tuple(groups))
+        return Place(vswitches=tuple(here), security_group_ids=tuple(groups))
 
     def _give_up_hopeless(self, supplier: Supplier, view: View) -> None:
         """Tell those for whom nothing is on its way why; waiting out their time would not help them."""
-        if not self._tickets or supplier.next_look() < float("inf"):
+        tried_again = supplier.next_look() < float("inf") or not supplier.place.vswitches
+        if tried_again and not view.holds.calling:
             return
-        if any(eni.state in (EniState.CREATING, EniState.ATTACHING) for eni in view.enis.values()):
-            return
-        for ticket in self._tickets:
-            old_enough = time.monotonic() - ticket.since >= GATHER
-            if old_enough and not self._something_rests(view, ticket.use):
+        for ticket in self._line.gathered():
+            if not ticket.settled and not may_end(view, ticket.use, self._config.wait):
                 ticket.hopeless = self._why(supplier, ticket.use)
-        self._rows.changed.notify_all()
-
-    def _something_rests(self, view: View, use: Use) -> bool:
-        soon = view.now + self._config.wait
-        if use == "exclusive":
-            return any(view.now < eni.rests_until <= soon for eni in view.enis.values() if not eni.owner)
-        return any(
-            view.now < a.rests_until <= soon and not a.owner for rows in view.addresses.values() for a in rows
-        )
+                self._rows.notify()
 
     def _why(self, supplier: Supplier, use: Use) -> str:
-        """The cause of a shortage, as far as it is known, and what to do."""
-        now = self._clock()
-        what = "address" if use == "shared" else "ENI"
-        limits = supplier.limits
-        causes = []
-        if self._holds.calling:
-            causes.append("calls to the cloud are held; end that with: terway pool resume")
-        exhausted = sorted(v for v, until in supplier.exhausted_until.items() if until > now)
-        if exhausted:
-            causes.append(
-                f"vSwitch {', '.join(exhausted)} has no free address; add a vSwitch to pool.vswitch_ids"
-            )
-        if supplier.is_full(self._planner, self._view(supplier)):
-            causes.append(
-                f"instance type {limits.instance_type} takes {limits.enis} ENIs with {limits.ipv4} IPv4 "
-                "addresses each and all are used; delete pods or take a larger type"
-            )
-        if supplier.last_error:
-            causes.append(f"the last refusal was: {supplier.last_error}")
-        return f"no {what} is free: " + ("; ".join(causes) or "none came free")
+        return explain(self._view(supplier), self._planner, use, supplier.last_error)
 
     def _started(self) -> Supplier:
         if self._supplier is None:
@@ -375,7 +357,7 @@ class Pool:
     def waiting(self) -> list[Use]:
         """What those in line wait for."""
         with self._rows.changed:
-            return [ticket.use for ticket in self._tickets]
+            return [ticket.use for ticket in self._line]
 
     def describe(self) -> list[dict[str, Any]]:
         """For people and metrics: each ENI, and its addresses by state."""
@@ -409,19 +391,3 @@ def _words(row: EniAddress, now: float) -> dict[str, str]:
 
 def _by_address(row: EniAddress) -> tuple[int, int]:
     return row.address.version, int(row.address)
-
-
-class _Ticket:
-    """Somebody's place in the line."""
-
-    def __init__(self, owner: str, use: Use) -> None:
-        self.owner = owner
-        self.use = use
-        self.since = time.monotonic()
-        self.grant: Grant | None = None
-        self.hopeless = ""
-
-    @property
-    def settled(self) -> bool:
-        """Served, or told that it cannot be."""
-        return self.grant is not None or bool(self.hopeless)

@@ -25,18 +25,28 @@ class Grant:
 
 
 class Rows:
-    """ENIs and addresses of one node; :attr:`changed` is notified whenever one changes.
+    """ENIs and addresses of one node. :attr:`changed` is their lock, and notified whenever one changes.
 
     :param families: what a pod gets an address of.
+    :param now: by which times that were written under a wrong clock are put right.
+    :param cooldown: the longest that anything can still have to rest.
+    :ivar version: grows with each change.
     """
 
-    def __init__(self, ledger: Ledger, families: Sequence[int]) -> None:
+    def __init__(self, ledger: Ledger, families: Sequence[int], *, now: float, cooldown: float) -> None:
         self._ledger = ledger
         self._families = families
         self.changed = threading.Condition(threading.RLock())
+        self.version = 0
+        latest = now + cooldown
         enis, addresses = ledger.load()
-        self.enis: dict[str, Eni] = {eni.token: eni for eni in enis}
-        self.addresses: dict[IPAddress, EniAddress] = {address.address: address for address in addresses}
+        self.enis: dict[str, Eni] = {
+            eni.token: replace(eni, since=min(eni.since, now), rests_until=min(eni.rests_until, latest))
+            for eni in enis
+        }
+        self.addresses: dict[IPAddress, EniAddress] = {
+            row.address: replace(row, rests_until=min(row.rests_until, latest)) for row in addresses
+        }
 
     def of(self, token: str) -> list[EniAddress]:
         """The addresses of one ENI."""
@@ -48,8 +58,14 @@ class Rows:
         with self.changed:
             found: dict[str, list[EniAddress]] = {token: [] for token in self.enis}
             for address in self.addresses.values():
-                found.setdefault(address.token, []).append(address)
+                found[address.token].append(address)
             return found
+
+    def notify(self) -> None:
+        """Something that others wait for has changed."""
+        with self.changed:
+            self.version += 1
+            self.changed.notify_all()
 
     # -- grants -----------------------------------------------------------------------------------------
 
@@ -74,31 +90,39 @@ class Rows:
         """
         try:
             if grant.eni.owner:
-                self._ledger.put(grant.eni)
+                with self.changed:
+                    self._ledger.put(self.enis[grant.eni.token])
             else:
                 self._ledger.put_addresses(grant.addresses)
         except BaseException:
             with self.changed:
                 if grant.eni.owner:
-                    self.enis[grant.eni.token] = replace(grant.eni, owner="")
+                    self.enis[grant.eni.token] = replace(self.enis[grant.eni.token], owner="")
                 for address in grant.addresses:
-                    self.addresses[address.address] = replace(address, owner="")
-                self.changed.notify_all()
+                    self.addresses[address.address] = replace(self.addresses[address.address], owner="")
+                self.notify()
             raise
 
-    def give_back(self, owner: str, rests_until: float) -> Grant | None:
-        """End what ``owner`` has; it rests. None when it has nothing."""
+    def give_back(self, owner: str, rests_until: float) -> bool:
+        """End what ``owner`` has; it rests. False when it has nothing.
+
+        :raises StoreError: the disk did not take it; ``owner`` still has it.
+        """
         with self.changed:
             grant = self.granted(owner)
             if grant is None:
-                return None
+                return False
             if grant.eni.owner:
                 self._put(replace(grant.eni, owner="", rests_until=rests_until))
-            else:
-                self._put_addresses(
-                    [replace(address, owner="", rests_until=rests_until) for address in grant.addresses]
-                )
-            return grant
+                return True
+        # Without the lock: releases that come together are one write, and no grant waits for the disk.
+        self._ledger.give_back(owner, rests_until)
+        with self.changed:
+            for row in grant.addresses:
+                if (known := self.addresses[row.address]).owner == owner:
+                    self.addresses[row.address] = replace(known, owner="", rests_until=rests_until)
+            self.notify()
+        return True
 
     def owners(self) -> set[str]:
         """Everybody who has something."""
@@ -107,8 +131,16 @@ class Rows:
             owners.update(address.owner for address in self.addresses.values())
             return owners - {""}
 
+    def owners_on(self, token: str) -> list[str]:
+        """Everybody who has something of this ENI."""
+        with self.changed:
+            return sorted({self.enis[token].owner, *(row.owner for row in self.of(token))} - {""})
+
     def adopt(self, leases: dict[str, tuple[IPAddress, ...]]) -> None:
-        """Addresses in the journal's leases have an owner, also when their rows were lost and made anew."""
+        """Addresses in the journal's leases have an owner, also when their rows were lost and made anew.
+
+        Only one that is being unassigned has none: its last owner is through with it.
+        """
         with self.changed:
             changed = []
             for owner, addresses in leases.items():
@@ -117,43 +149,53 @@ class Rows:
                     if eni.use == "exclusive":
                         if not eni.owner:
                             self._put(replace(eni, owner=owner))
-                    elif not row.owner:
-                        changed.append(replace(row, owner=owner, leaving=False))
+                    elif not row.owner and not row.leaving:
+                        changed.append(replace(row, owner=owner))
             if changed:
                 self._put_addresses(changed)
 
     # -- changes of what there is -----------------------------------------------------------------------
 
     def put(self, eni: Eni, addresses: Iterable[EniAddress] = ()) -> None:
-        """An ENI as it is from now on, with addresses that are new on it."""
+        """An ENI as it is from now on, with addresses on it. Who has it stays as it is."""
         with self.changed:
-            self._put(eni, [address for address in addresses if address.address not in self.addresses])
+            if known := self.enis.get(eni.token):
+                eni = replace(eni, owner=known.owner, rests_until=known.rests_until)
+            self._put(eni, self._new(addresses))
 
     def add_addresses(self, addresses: Iterable[EniAddress]) -> list[EniAddress]:
-        """Addresses that the cloud gave; those that are known already stay as they are."""
+        """Addresses that the cloud says are on an ENI; returns those that were not known to be there."""
         with self.changed:
-            new = [address for address in addresses if address.address not in self.addresses]
-            self._put_addresses(new)
+            new = self._new(addresses)
+            if new:
+                self._put_addresses(new)
             return new
 
-    def leave(self, addresses: Iterable[EniAddress]) -> list[EniAddress]:
-        """Take addresses from service that are still free; returns those. A prefix goes whole or stays."""
+    def change_addresses(self, addresses: Sequence[EniAddress]) -> None:
+        """Rows as they are from now on; made from rows under the lock that the caller still has."""
         with self.changed:
-            kept = {row.block for row in self.addresses.values() if row.block and row.owner}
+            self._put_addresses(addresses)
+
+    def leave(self, addresses: Iterable[EniAddress]) -> list[EniAddress]:
+        """Take addresses from service that nobody has; returns those. A prefix goes whole or stays."""
+        with self.changed:
+            units = {row.block or row.address for row in addresses}
+            owned = {row.block for row in self.addresses.values() if row.block and row.owner}
             going = [
                 replace(row, leaving=True)
-                for row in (self.addresses.get(address.address) for address in addresses)
-                if row and not row.owner and row.block not in kept
+                for row in self.addresses.values()
+                if (row.block or row.address) in units - owned and not row.owner
             ]
-            self._put_addresses(going)
+            if going:
+                self._put_addresses(going)
             return going
 
-    def retire(self, eni: Eni) -> bool:
-        """Write the row of an ENI that is taken from service, unless somebody has got hold of it."""
+    def retire(self, token: str, now: float) -> bool:
+        """Take an ENI from service, unless somebody has got hold of it."""
         with self.changed:
-            if self.enis[eni.token].owner or any(address.owner for address in self.of(eni.token)):
+            if self.owners_on(token):
                 return False
-            self._put(eni)
+            self._put(replace(self.enis[token], state=EniState.DETACHING, since=now, problem=""))
             return True
 
     def remove(self, token: str) -> None:
@@ -163,36 +205,47 @@ class Rows:
             del self.enis[token]
             for address in [a.address for a in self.addresses.values() if a.token == token]:
                 del self.addresses[address]
-            self.changed.notify_all()
+            self.notify()
 
-    def remove_addresses(self, addresses: Iterable[IPAddress]) -> None:
-        """Addresses are gone."""
+    def remove_addresses(self, token: str, addresses: Iterable[IPAddress]) -> None:
+        """Addresses are no longer on an ENI; by now they may be on another one."""
         with self.changed:
-            gone = list(addresses)
+            known = self.addresses
+            gone = [one for one in addresses if one in known and known[one].token == token]
             self._ledger.remove_addresses(gone)
             for address in gone:
-                self.addresses.pop(address, None)
-            self.changed.notify_all()
+                del known[address]
+            self.notify()
+
+    def _new(self, addresses: Iterable[EniAddress]) -> list[EniAddress]:
+        """Those without a row on their ENI. The row of another ENI is out of date, as the cloud gives no
+        address twice; but as long as it has an owner nobody else may get it."""
+        pairs = ((row, self.addresses.get(row.address)) for row in addresses)
+        return [row for row, known in pairs if not known or (known.token != row.token and not known.owner)]
 
     def _put(self, eni: Eni, addresses: Sequence[EniAddress] = ()) -> None:
         self._ledger.put(eni, addresses)
         self.enis[eni.token] = eni
         self.addresses.update((address.address, address) for address in addresses)
-        self.changed.notify_all()
+        self.notify()
 
     def _put_addresses(self, addresses: Sequence[EniAddress]) -> None:
         self._ledger.put_addresses(addresses)
         self.addresses.update((address.address, address) for address in addresses)
-        self.changed.notify_all()
+        self.notify()
 
     def _grant_eni(self, owner: str, now: float) -> Grant | None:
-        for eni in self.enis.values():
-            ready = eni.use == "exclusive" and eni.state is EniState.READY
-            if ready and not eni.owner and eni.rests_until <= now:
-                eni = replace(eni, owner=owner)
-                self.enis[eni.token] = eni
-                return Grant(eni, tuple(self.of(eni.token)))
-        return None
+        free = [
+            eni
+            for eni in self.enis.values()
+            if eni.use == "exclusive" and eni.state is EniState.READY
+            if not eni.owner and eni.rests_until <= now
+        ]
+        if not free:
+            return None
+        eni = replace(min(free, key=lambda eni: eni.rests_until), owner=owner)
+        self.enis[eni.token] = eni
+        return Grant(eni, tuple(self.of(eni.token)))
 
     def _grant_address(self, owner: str, now: float) -> Grant | None:
         """One address of each family from one ENI, the fullest first: what is spread thin cannot be given

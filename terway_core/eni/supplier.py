@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Final
 
-from terway_core.cloud import Cloud, ecs, failures
+from terway_core.cloud import Cloud, ecs, failures, vpc
 from terway_core.eni.machine import Machine, addresses_of, nothing_was_made
 from terway_core.eni.model import Eni, EniAddress, EniState, Holds, Limits, Use
 from terway_core.eni.planner import (
@@ -39,16 +39,19 @@ EXHAUSTED_FOR: Final = 600.0
 BACKOFF_FIRST, BACKOFF_LAST = 1.0, 60.0
 #: Seconds for which the quota of ENIs is believed to be used up.
 QUOTA_FOR: Final = 60.0
+#: Stands for the token of an ENI that could not be made.
+CREATION: Final = "creation"
+_NOT_HERE: Final = failures.EXHAUSTED_VSWITCH | failures.ENI_QUOTA
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """Where this node's ENIs are made.
 
-    :param vswitch_ids: of the node's zone, in the order in which they are preferred.
+    :param vswitches: of the node's zone, in the order in which they are preferred.
     """
 
-    vswitch_ids: tuple[str, ...] = ()
+    vswitches: tuple[vpc.VSwitch, ...] = ()
     security_group_ids: tuple[str, ...] = ()
 
 
@@ -56,7 +59,6 @@ class Supplier:
     """Brings ENIs and addresses to where they are needed.
 
     :ivar place: set once the cloud has been asked; until then no ENI can be made.
-    :ivar last_error: of a call, for people who wait for an address.
     """
 
     def __init__(
@@ -80,13 +82,14 @@ class Supplier:
         self._incoming: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._attempts: dict[str, int] = {}
+        self._errors: dict[str, str] = {}
         self._full_until: dict[str, float] = {}
-        self._may_create_from = 0.0
+        self._quota_until = 0.0
         self._suspects: set[str] = set()
-        self.exhausted_until: dict[str, float] = {}
+        self._exhausted_until: dict[str, float] = {}
+        self._scarce_until: dict[str, float] = {}
         self.foreign_enis = 0
         self.limits = limits
-        self.last_error = ""
 
     def view(
         self, *, waiting: int, waiting_enis: int, quiet_since: float, holds: Holds, uses: frozenset[Use]
@@ -99,7 +102,9 @@ class Supplier:
                 limits=self.limits,
                 enis=dict(self._rows.enis),
                 addresses=self._rows.by_eni(),
-                vswitches=[v for v in self.place.vswitch_ids if self.exhausted_until.get(v, 0) <= now],
+                vswitches=[vswitch.vswitch_id for vswitch in self.place.vswitches],
+                exhausted=_still(self._exhausted_until, now),
+                scarce=_still(self._scarce_until, now),
                 busy=frozenset(self._busy),
                 not_before=dict(self._not_before),
                 full_until=dict(self._full_until),
@@ -108,7 +113,7 @@ class Supplier:
                 waiting=waiting,
                 waiting_enis=waiting_enis,
                 foreign_enis=self.foreign_enis,
-                may_create_from=self._may_create_from,
+                create_from=max(self._quota_until, self._not_before.get(CREATION, 0.0)),
                 quiet_since=quiet_since,
                 holds=holds,
                 uses=uses,
@@ -130,11 +135,11 @@ class Supplier:
         """Something is being done to this ENI."""
         return token in self._busy
 
-    def is_full(self, planner: Planner, view: View) -> bool:
-        """The instance can hold no more ENIs, nor its ENIs more addresses."""
-        shared = [eni for eni in view.enis.values() if eni.use == "shared"]
-        room = any(min(planner.room(view, eni)[: len(planner.families)]) > 0 for eni in shared)
-        return not room and len(view.enis) + view.foreign_enis >= view.limits.enis
+    def run(self, work: Callable[[], None]) -> None:
+        """Have a worker do what may take a while; it must not raise."""
+        future = self._executor.submit(work)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
 
     def settle(self) -> None:
         """Wait until nothing is under way."""
@@ -147,9 +152,15 @@ class Supplier:
 
     def next_look(self) -> float:
         """When something that waits may go on, in seconds since the epoch; infinity if nothing waits."""
-        now = self._clock()
         with self._rows.changed:
+            now = self._clock()
             return min((at for at in self._not_before.values() if at > now), default=float("inf"))
+
+    @property
+    def last_error(self) -> str:
+        """The last refusal of what has not succeeded since; for people who wait for an address."""
+        with self._rows.changed:
+            return next(reversed(self._errors.values()), "")
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -166,18 +177,16 @@ class Supplier:
                 case Assign(token=token, ipv4=ipv4, ipv6=ipv6, gain=gain):
                     self._incoming[token] = gain
                     work = partial(self._assign, token, ipv4, ipv6)
-                case Unassign(token=token, addresses=addresses):
-                    work = partial(self._unassign, token, addresses)
+                case Unassign(token=token, addresses=addresses, reason=reason):
+                    work = partial(self._unassign, token, addresses, reason)
                 case Retire(token=token, reason=reason):
                     work = partial(self._retire, token, reason)
                 case Refresh(token=token):
                     work = partial(self._refresh, token)
             self._busy.add(token)
-        future = self._executor.submit(self._run, token, work)
-        self._under_way.add(future)
-        future.add_done_callback(self._under_way.discard)
+        self.run(partial(self._carry_out, token, work))
 
-    def _run(self, token: str, work: Callable[[], None]) -> None:
+    def _carry_out(self, token: str, work: Callable[[], None]) -> None:
         try:
             work()
         except TerwayError as error:
@@ -186,30 +195,43 @@ class Supplier:
             log.exception("eni operation failed", extra={"eni": token})
             self._failed(token, TerwayError("a defect of terway; the log has more"))
         else:
-            with self._rows.changed:
-                self._attempts.pop(token, None)
+            self._succeeded(token)
         finally:
             with self._rows.changed:
                 self._busy.discard(token)
                 self._incoming.pop(token, None)
                 if token not in self._rows.enis:
-                    self._forget(token)
-                self._rows.changed.notify_all()
+                    self._succeeded(token)
+                    self._not_before.pop(token, None)
+                    self._full_until.pop(token, None)
+                    self._suspects.discard(token)
+                self._rows.notify()
 
     def _failed(self, token: str, error: TerwayError) -> None:
         with self._rows.changed:
-            attempt = self._attempts[token] = self._attempts.get(token, 0) + 1
-            pause = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** (attempt - 1)) * random.uniform(0.7, 1.3)
-            self._not_before[token] = self._clock() + pause
-            self.last_error = str(error)
+            now = self._clock()
             eni = self._rows.enis.get(token)
-        name = eni.name if eni else token
-        log.warning(
-            "eni call failed", extra={"eni": name, "problem": str(error), "again_in": round(pause, 1)}
-        )
+            what = token if eni else CREATION
+            if self._not_before.get(what, 0.0) <= now:  # several that fail together are one lesson
+                self._attempts[what] = self._attempts.get(what, 0) + 1
+            pause = min(BACKOFF_LAST, BACKOFF_FIRST * 2.0 ** (self._attempts[what] - 1))
+            pause *= random.uniform(0.7, 1.3)
+            self._errors.pop(what, None)
+            self._errors[what] = str(error)
+            # Of a full vSwitch or account we know how long to believe it; another vSwitch may be tried now.
+            definite = isinstance(error, CloudError) and error.code in _NOT_HERE
+            if eni or not definite:
+                self._not_before[what] = now + pause
+        log.warning("eni call failed", extra={"eni": eni.name if eni else "new", "problem": str(error)})
+
+    def _succeeded(self, token: str) -> None:
+        with self._rows.changed:
+            self._attempts.pop(token, None)
+            self._errors.pop(token, None)
 
     def _new_eni(self, use: Use, vswitch_id: str, count: int) -> Eni:
-        ipv4, ipv6 = self._planner.order(count) if use == "shared" else self._planner.order(1)
+        ipv4, ipv6 = self._planner.order(count)
+        vswitch = next(one for one in self.place.vswitches if one.vswitch_id == vswitch_id)
         return Eni(
             token=uuid.uuid4().hex,
             use=use,
@@ -219,6 +241,8 @@ class Supplier:
             since=self._clock(),
             ipv4=ipv4,
             ipv6=ipv6,
+            cidr=vswitch.cidr,
+            ipv6_cidr=vswitch.ipv6_cidr,
         )
 
     def _advance(self, token: str) -> None:
@@ -226,23 +250,40 @@ class Supplier:
         try:
             moved = self._machine.advance(eni)
         except CloudError as error:
-            self._learn(eni, error)
+            self._learn(eni, error, asked=self._planner.gain(eni.ipv4, eni.ipv6))
             if eni.state is EniState.CREATING and nothing_was_made(error):
                 self._rows.remove(token)
             elif eni.state is EniState.ATTACHING and error.code in failures.ENI_QUOTA:
-                self._rows.put(self._machine.to(eni, EniState.DELETING, problem=str(error)))
+                self._move(eni, self._machine.to(eni, EniState.DELETING, problem=str(error)))
             raise
         with self._rows.changed:
             self._not_before[token] = self._clock() + moved.wait
-            if moved.eni is None:
-                self._rows.remove(token)
-            elif moved.eni != eni:
-                self._rows.put(moved.eni, moved.addresses)
-        if moved.eni is None or moved.eni.state is not eni.state:
-            state = moved.eni.state.value if moved.eni else "gone"
-            problem = moved.eni.problem if moved.eni else ""
-            name = (moved.eni or eni).name
-            log.info("eni", extra={"eni": name, "state": state, "use": eni.use, "problem": problem})
+            self._move(eni, moved.eni, moved.addresses)
+            if eni.state is EniState.CREATING:
+                self._succeeded(CREATION)
+                self._not_before.pop(CREATION, None)
+
+    def _move(self, eni: Eni, to: Eni | None, addresses: Sequence[EniAddress] = ()) -> None:
+        """Write where an ENI is now; it does not go as long as somebody has something of it."""
+        with self._rows.changed:
+            going = to is None or to.state in (EniState.DETACHING, EniState.DELETING)
+            if going and self._rows.owners_on(eni.token):
+                to = replace(eni, problem=(to and to.problem) or "is gone")
+                self._not_before[eni.token] = self._clock() + BACKOFF_LAST
+            if to is None:
+                self._rows.remove(eni.token)
+            elif to != eni:
+                self._rows.put(to, addresses)
+        if to is None or (to.state, to.problem) != (eni.state, eni.problem):
+            log.info(
+                "eni",
+                extra={
+                    "eni": (to or eni).name,
+                    "state": to.state.value if to else "gone",
+                    "use": eni.use,
+                    "problem": to.problem if to else "",
+                },
+            )
 
     def _assign(self, token: str, ipv4: int, ipv6: int) -> None:
         eni = self._rows.enis[token]
@@ -253,8 +294,9 @@ class Supplier:
             if ipv6:
                 added = ecs.assign_ipv6(self._cloud, eni.eni_id, ipv6, client_token=uuid.uuid4().hex)
                 self._rows.add_addresses(EniAddress(token=token, address=address) for address in added)
-        except CloudError as error:
-            self._learn(eni, error)
+        except TerwayError as error:
+            if isinstance(error, CloudError):
+                self._learn(eni, error, asked=max(ipv4, ipv6))
             with self._rows.changed:
                 self._suspects.add(token)
             raise
@@ -269,31 +311,26 @@ class Supplier:
             EniAddress(token=eni.token, address=address, block=block) for block in blocks for address in block
         ]
 
-    def _unassign(self, token: str, addresses: Sequence[EniAddress]) -> None:
+    def _unassign(self, token: str, addresses: Sequence[EniAddress], reason: str) -> None:
         eni = self._rows.enis[token]
         going = self._rows.leave(addresses)
-        blocks = {address.block for address in going if isinstance(address.block, IPv4Network)}
-        single = [address.address for address in going if not address.block]
-        ipv4 = [address for address in single if address.version == 4]
-        ipv6 = [address for address in single if address.version == 6]
-        try:
-            if ipv4:
-                ecs.unassign_ipv4(self._cloud, eni.eni_id, ipv4)
-            if blocks:
-                ecs.unassign_ipv4_prefixes(self._cloud, eni.eni_id, list(blocks))
-            if ipv6:
-                ecs.unassign_ipv6(self._cloud, eni.eni_id, ipv6)
-        except CloudError as error:
-            self._learn(eni, error)
-            raise
-        gone = [*single, *(row.address for row in self._rows.of(token) if row.block in blocks)]
-        self._rows.remove_addresses(gone)
-        log.info("addresses given back", extra={"eni": eni.name, "addresses": [str(a) for a in gone]})
+        blocks = {row.block for row in going if isinstance(row.block, IPv4Network)}
+        ipv4 = [row.address for row in going if not row.block and isinstance(row.address, IPv4Address)]
+        ipv6 = [row.address for row in going if isinstance(row.address, IPv6Address)]
+        if ipv4:
+            ecs.unassign_ipv4(self._cloud, eni.eni_id, ipv4)
+        if blocks:
+            ecs.unassign_ipv4_prefixes(self._cloud, eni.eni_id, blocks)
+        if ipv6:
+            ecs.unassign_ipv6(self._cloud, eni.eni_id, ipv6)
+        if going:
+            self._rows.remove_addresses(token, [row.address for row in going])
+            names = [*map(str, blocks), *map(str, ipv4), *map(str, ipv6)]
+            log.info("addresses given back", extra={"eni": eni.name, "addresses": names, "reason": reason})
 
     def _retire(self, token: str, reason: str) -> None:
-        eni = self._rows.enis[token]
-        if self._rows.retire(self._machine.to(eni, EniState.DETACHING)):
-            log.info("eni is given back", extra={"eni": eni.name, "reason": reason})
+        if self._rows.retire(token, self._clock()):
+            log.info("eni is given back", extra={"eni": self._rows.enis[token].name, "reason": reason})
 
     def _refresh(self, token: str) -> None:
         eni = self._rows.enis[token]
@@ -305,19 +342,19 @@ class Supplier:
 
     # -- learning -----------------------------------------------------------------------------------------
 
-    def _learn(self, eni: Eni, error: CloudError) -> None:
+    def _learn(self, eni: Eni, error: CloudError, *, asked: int) -> None:
         """Believe for a while what a refusal says of the vSwitch or the quota, and spare others the call."""
-        until = self._clock() + EXHAUSTED_FOR
+        now = self._clock()
         with self._rows.changed:
             if error.code in failures.EXHAUSTED_VSWITCH:
-                self.exhausted_until[eni.vswitch_id] = until
-                self._full_until[eni.token] = until
+                # Somebody who asks for ten gets none of the nine that are left.
+                known = self._scarce_until if asked > 1 else self._exhausted_until
+                known[eni.vswitch_id] = now + EXHAUSTED_FOR
             elif error.code in failures.ADDRESS_QUOTA:
-                self._full_until[eni.token] = until
+                self._full_until[eni.token] = now + EXHAUSTED_FOR
             elif error.code in failures.ENI_QUOTA:
-                self._may_create_from = self._clock() + QUOTA_FOR
+                self._quota_until = now + QUOTA_FOR
 
-    def _forget(self, token: str) -> None:
-        for known in (self._not_before, self._attempts, self._full_until):
-            known.pop(token, None)
-        self._suspects.discard(token)
+
+def _still(until: Mapping[str, float], now: float) -> frozenset[str]:
+    return frozenset(name for name, at in until.items() if at > now)

@@ -1,0 +1,50 @@
+"""Why nothing is free, and whether waiting may help."""
+
+from __future__ import annotations
+
+from terway_core.eni.model import EniState, Use
+from terway_core.eni.planner import Planner, View
+
+
+def may_end(view: View, use: Use, within: float) -> bool:
+    """Whether something is on its way, or comes free within so many seconds without anybody's doing."""
+    soon = view.now + within
+    for eni in view.enis.values():
+        if eni.problem:
+            continue
+        if eni.state in (EniState.CREATING, EniState.ATTACHING) and eni.use == use:
+            return True
+        if use == "exclusive" and eni.use == use and not eni.owner and view.now < eni.rests_until <= soon:
+            return True
+    return use == "shared" and any(
+        view.now < row.rests_until <= soon and not row.owner and not row.leaving
+        for rows in view.addresses.values()
+        for row in rows
+    )
+
+
+def explain(view: View, planner: Planner, use: Use, last_error: str) -> str:
+    """The causes of a shortage, as far as they are known, and what to do."""
+    limits = view.limits
+    causes = []
+    if view.holds.calling:
+        causes.append("calls to the cloud are held; end that with: terway pool resume")
+    if view.exhausted:
+        causes.append(
+            f"vSwitch {', '.join(sorted(view.exhausted))} has no free address; "
+            "add a vSwitch of this zone to pool.vswitch_ids"
+        )
+    if planner.can_create(view) < 1 and not (use == "shared" and planner.has_room(view)):
+        each = f"{limits.ipv4} IPv4" + (f" and {limits.ipv6} IPv6" if 6 in planner.families else "")
+        foreign = f", {view.foreign_enis} of them not terway's" if view.foreign_enis else ""
+        if 0 < planner.max_enis < limits.enis - view.foreign_enis:
+            causes.append(f"the {planner.max_enis} ENIs of pool.max_enis are used; delete pods or raise it")
+        else:
+            causes.append(
+                f"instance type {limits.instance_type} takes {limits.enis} ENIs{foreign}, with {each} "
+                "addresses each, and all are used; delete pods or take a larger type"
+            )
+    if last_error:
+        causes.append(f"the last refusal was: {last_error}")
+    what = "address" if use == "shared" else "ENI"
+    return f"no {what} is free: " + ("; ".join(causes) or "none came free")
