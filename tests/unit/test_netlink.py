@@ -91,6 +91,16 @@ def test_set_up(index, mtu, alias):
     assert one["attrs"] == {word: value for word, value in wanted.items() if value}
 
 
+@given(indices, names, st.integers(0, 1000))
+def test_move_and_rename(index, name, fd):
+    one = decode(ifinfmsg, netlink.move(index, fd, name))
+    assert (one["header"]["type"], one["index"], one["change"]) == (16, index, 0)
+    assert one["attrs"] == {"IFLA_NET_NS_FD": fd, "IFLA_IFNAME": name}
+    other = decode(ifinfmsg, netlink.rename(index, name))
+    assert (other["header"]["type"], other["index"], other["change"]) == (16, index, 0)
+    assert other["attrs"] == {"IFLA_IFNAME": name}
+
+
 @given(indices)
 def test_doom_and_its_execution(index):
     one = decode(ifinfmsg, netlink.doom(index))

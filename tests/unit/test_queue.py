@@ -205,6 +205,22 @@ def test_a_name_given_twice_is_locked_once():
         pass
 
 
+def test_who_waits_for_the_first_name_holds_none_of_the_later():
+    """That is what keeps any number of waiters from waiting for one another in a ring."""
+    locks = SandboxLocks()
+    first, let_first_go, first_thread = hold(locks, "a")
+    assert first.wait(FOREVER)
+    waiting, let_waiting_go, waiting_thread = hold(locks, *"hgfedcba")
+    while "a" not in locks._locks or locks._locks["a"][1] < 2:
+        pause()
+    with locks.hold(*"bcdefgh"):
+        assert not waiting.is_set()
+    let_first_go.set()
+    let_waiting_go.set()
+    first_thread.join()
+    waiting_thread.join()
+
+
 names = st.lists(st.sampled_from("abcde"), max_size=4)
 
 

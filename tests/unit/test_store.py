@@ -100,7 +100,7 @@ def test_rows_are_told_apart_by_the_whole_key(store):
 
 def test_records_are_sorted_by_age(store):
     for created in (3.0, 1.0, 2.0):
-        store.put(record(f"c{created}", created=created))
+        store.put(record(f"c{9 - created}", created=created))
     assert [found.created for found in store.records()] == [1.0, 2.0, 3.0]
 
 
