@@ -1,5 +1,6 @@
 """Wirings at work: packets are shaped, and leave with the right address."""
 
+import contextlib
 import json
 import socket
 from ipaddress import ip_address, ip_interface, ip_network
@@ -18,7 +19,7 @@ from terway_core.wiring.objects import (
     Wiring,
 )
 
-from .conftest import require
+from .conftest import require, wait_for
 from .packets import free_port, udp
 from .wirings import OWNER, Rig, run_in
 
@@ -56,28 +57,47 @@ def link(name, number, host, pod, *, dev="eth0"):
     )
 
 
+def exchange(server, client, port, target):
+    """Datagrams until one arrives: a link that has just come up loses the first. The source of that one."""
+
+    def arrived():
+        client.sendto(b"ask", (target, port))
+        with contextlib.suppress(TimeoutError):
+            return server.recvfrom(16)[1]
+
+    server.settimeout(0.1)
+    return wait_for(arrived, f"something arrives at {target}")
+
+
 @pytest.mark.parametrize("shaped", [True, False])
 def test_a_token_bucket_lets_its_burst_pass_and_drops_what_cannot_wait(rig, shaped):
     wiring = link("cali0", 0, ["192.0.2.1"], ["192.0.2.2"])
+    target, port = "192.0.2.2", free_port()
     # At 1 byte a second nothing but the burst and what may wait gets anywhere in the time of a test.
     bucket = TokenBucket(dev="cali0", rate=1, burst=5_000, limit=10_000)
-    rig.apply(Wiring(host=(*wiring.host, bucket) if shaped else wiring.host, pod=wiring.pod))
-
-    def send():
-        with udp(ip_address("192.0.2.2")) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-            for _ in range(100):
-                sock.sendto(bytes(1000), ("192.0.2.2", free_port()))
-
-    rig.host.run(send)
+    rig.apply(wiring)
+    with rig.pod.run(udp, ip_address(target)) as server, rig.host.run(udp, ip_address(target)) as client:
+        server.bind((target, port))
+        exchange(server, client, port, target)
+        before = received(rig)
+        if shaped:
+            rig.apply(Wiring(host=(*wiring.host, bucket), pod=wiring.pod))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        for _ in range(100):
+            client.sendto(bytes(1000), (target, port))
     if shaped:
         (qdisc,) = json.loads(run_in(rig.host, "tc -s -j qdisc show dev cali0"))
         assert qdisc["kind"] == "tbf"
         assert qdisc["packets"] == 4  # of 1042 bytes with their headers
         assert qdisc["qlen"] + qdisc["drops"] == 96
         assert qdisc["backlog"] <= 10_000 < qdisc["backlog"] + 1042
+    assert (received(rig) - before < 20) == shaped
+
+
+def received(rig):
+    """Packets that got into the pod."""
     (eth0,) = json.loads(run_in(rig.pod, "ip -s -j link show eth0"))
-    assert (eth0["stats64"]["rx"]["packets"] < 20) == shaped
+    return eth0["stats64"]["rx"]["packets"]
 
 
 FAMILIES = {
@@ -121,11 +141,9 @@ def test_masquerading_hides_the_pod_from_the_world_but_not_from_the_vpc(rig, ter
         """The pod sends; the answer must find its way back, too."""
         port = free_port()
         with world.run(udp, ip_address(target)) as server, rig.pod.run(udp, ip_address(target)) as client:
-            server.settimeout(5)
             client.settimeout(5)
             server.bind((target, port))
-            client.sendto(b"ask", (target, port))
-            _, source = server.recvfrom(16)
+            source = exchange(server, client, port, target)
             server.sendto(b"answer", source)
             assert client.recv(16) == b"answer"
             return source[0]
