@@ -129,9 +129,10 @@ class AddressPool:
         )
         offset = self._free_offset(db)
         if offset is None:
-            owned, resting = db.execute(
-                "SELECT count(owner), count(*) - count(owner) FROM addresses WHERE pool=?", (self.name,)
-            ).fetchone()
+            rows = db.execute("SELECT address, owner FROM addresses WHERE pool=?", (self.name,)).fetchall()
+            inside = [owner for address, owner in rows if ip_address(address) in self.cidr]
+            resting = inside.count(None)
+            owned = len(inside) - resting
             return NoAddress(
                 f"no address is free in {self.cidr}: {owned} are owned by pods and {resting} rest for up to "
                 f"{self._rest:g} s after their last use; delete pods or give the node a larger CIDR"

@@ -157,7 +157,8 @@ def test_bandwidth_annotations_arrive_as_capability(containerd, node, nothing_le
 def two_addresses(node, containerd):
     """The node has IPv4 addresses for two pods, and no more: those of this CIDR."""
     ipv4, ipv6 = node.options["pod_cidrs"]
-    cidr = str(next(ip_network(ipv4).subnets(new_prefix=30)))
+    *_, last = ip_network(ipv4).subnets(new_prefix=30)  # at the other end: the first ones rest
+    cidr = str(last)
     changed = {"pod_cidrs": [cidr, ipv6], "route_controller": False}
     node.kill_daemon()
     node.start_daemon(options={"vpc": node.options | changed})

@@ -54,7 +54,7 @@ def test_make_knows_the_target(command):
 
 
 def test_make_demo():
-    done = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     modes = len(list((ROOT / "drivers").iterdir()))
     assert (

@@ -12,10 +12,12 @@ from terway_core.testing.base import Rig
 from terway_core.testing.conformance import DriverConformance
 from terway_core.testing.eni import FakeLinks, simulated_pool
 from terway_core.testing.fakes import FakeClock, WatchedStore
+from terway_core.testing.wiring_cases import POD
 from terway_core.types import Attachment
-from terway_core.wiring.engine import Engine
+from terway_core.wiring import netlink
+from terway_core.wiring.netlink import NetlinkSocket
 from terway_core.wiring.netns import Namespace
-from terway_core.wiring.objects import Veth, Wiring
+from terway_core.wiring.objects import MoveLink, Veth
 
 
 class TestEni(DriverConformance):
@@ -38,7 +40,9 @@ class TestEni(DriverConformance):
         terway_clock: FakeClock,
         families: tuple[int, ...],
     ) -> Iterator[Callable[[str], Pool]]:
-        with simulated_pool(terway_store, terway_clock, links.find, families=families) as simulated:
+        with simulated_pool(
+            terway_store, terway_clock, links.find, families=families, instance_type="ecs.g7.4xlarge"
+        ) as simulated:
             yield simulated.start
 
     def leftovers(self, rig: Rig) -> list[str]:
@@ -54,18 +58,13 @@ class TestEni(DriverConformance):
 
     @pytest.fixture
     def host(self, rig: Rig, links: FakeLinks, terway_netns: Callable[[], Namespace]) -> Iterator[Namespace]:
-        """A node with a link for each ENI that the pool can make."""
+        """A node with a link for the ENI that the case will get: just plugged in, and down."""
         host, beyond = terway_netns(), terway_netns()
-        rig.allocate(_first())  # the pool makes the ENI that the case will get
-        engine = Engine(beyond)
-        for number, mac in enumerate(links.macs):
-            link = Veth(name=f"far{number}", peer=f"eth{number + 1}", mac="ee:ff:ff:ff:ff:ff", peer_mac=mac)
-            engine.apply(Wiring(host=(link,)), host, "test")
-        engine.close()
+        rig.allocate(POD)
+        with NetlinkSocket(beyond) as sock:
+            for number, mac in enumerate(links.macs):
+                name = MoveLink(mac=mac, name="eth0").host_name
+                link = Veth(name=f"far{number}", peer=name, mac="ee:ff:ff:ff:ff:ff", peer_mac=mac)
+                (reply,) = sock.send([netlink.new_veth(link, host.fd)])
+                assert reply.errno == 0
         return host
-
-
-def _first() -> Attachment:
-    from terway_core.testing.wiring_cases import POD
-
-    return POD
