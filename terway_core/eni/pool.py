@@ -17,7 +17,7 @@ from terway_core.cloud.metadata import Identity
 from terway_core.config import PoolConfig
 from terway_core.eni.clock import SteadyClock
 from terway_core.eni.ledger import Ledger
-from terway_core.eni.line import GATHER, Line
+from terway_core.eni.line import GATHER, Line, Ticket
 from terway_core.eni.machine import Machine
 from terway_core.eni.model import Eni, EniAddress, EniState, Holds, Limits, Tags, Use
 from terway_core.eni.planner import Planner, View
@@ -242,10 +242,11 @@ class Pool:
                 return True
             if not self._compared and self._comparing:
                 return False  # until then it is not known what there is
-            view = self._view(supplier)
+            tickets = self._line.gathered()
+            view = self._view(supplier, tickets)
             begun = supplier.begin(view)
             if not begun and not supplier.under_way:
-                self._give_up_hopeless(supplier, view)
+                self._give_up_hopeless(supplier, view, tickets)
         return bool(begun)
 
     def settle(self) -> None:
@@ -280,11 +281,10 @@ class Pool:
         pause = min((at - now for at in times if at > now), default=LONGEST_PAUSE)
         return max(0.01, min(pause, GATHER if self._line else LONGEST_PAUSE))
 
-    def _view(self, supplier: Supplier) -> View:
-        gathered = self._line.gathered()
+    def _view(self, supplier: Supplier, tickets: Sequence[Ticket] = ()) -> View:
         return supplier.view(
-            waiting=sum(ticket.use == "shared" for ticket in gathered),
-            waiting_enis=sum(ticket.use == "exclusive" for ticket in gathered),
+            waiting=sum(ticket.use == "shared" for ticket in tickets),
+            waiting_enis=sum(ticket.use == "exclusive" for ticket in tickets),
             quiet_since=self._quiet_since,
             holds=self._holds,
             uses=self._uses,
@@ -329,12 +329,12 @@ class Pool:
         groups = self._config.security_group_ids or (primary.security_group_ids if primary else ())
         return Place(vswitches=tuple(here), security_group_ids=tuple(groups))
 
-    def _give_up_hopeless(self, supplier: Supplier, view: View) -> None:
-        """Tell those for whom nothing is on its way why; waiting out their time would not help them."""
+    def _give_up_hopeless(self, supplier: Supplier, view: View, tickets: Sequence[Ticket]) -> None:
+        """Tell those, whom ``view`` counts, for whom nothing is on its way why; waiting would not help."""
         tried_again = supplier.next_look() < float("inf") or not supplier.place.vswitches
         if tried_again and not view.holds.calling:
             return
-        for ticket in self._line.gathered():
+        for ticket in tickets:
             if not ticket.settled and not may_end(view, ticket.use, self._config.wait):
                 ticket.hopeless = self._why(supplier, ticket.use)
                 self._rows.notify()

@@ -275,7 +275,7 @@ class Node:
         return [future.result() for future in futures]
 
     def work(
-        self, seconds: float = 0.0, *, until: Callable[[], bool] | None = None, pace: float = 1.0
+        self, seconds: float = 5.0, *, until: Callable[[], bool] | None = None, pace: float = 1.0
     ) -> None:
         """Let the pool work for some time, or until something has come true."""
         end = self.time.monotonic() + seconds
