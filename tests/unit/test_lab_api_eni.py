@@ -69,7 +69,7 @@ def test_statuses_pass_one_after_the_other() -> None:
 
 
 def test_creating_may_take_its_time_and_a_token_in_use_is_busy() -> None:
-    with ServedRegion(behaviour=Behaviour(create_delay=1.0)).served() as lab:
+    with ServedRegion(behaviour=Behaviour(create_delay=0.5)).served() as lab:
         params = {"VSwitchId": lab.zone_h.vswitch_id, "SecurityGroupIds": [lab.group], "ClientToken": "t"}
         codes: list[str] = []
 
