@@ -26,6 +26,9 @@ check: apt-node .venv/installed
 	$(BIN)/mypy -p terway_core $(addprefix -p terway_driver_,$(notdir $(wildcard drivers/*)))
 	$(BIN)/lint-imports --no-cache
 
+bench: apt-node apt-test .venv/installed
+	$(BIN)/python tests/bench/bench_cni.py
+
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
