@@ -85,6 +85,27 @@ class PoolConfig(BaseModel):
         return (4, 6) if self.ip_stack == "dual" else (4,)
 
 
+class KubeConfig(BaseModel):
+    """The Kubernetes cluster that this node belongs to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(False, description="Ask the API server about pods, and tell it about the node.")
+    kubeconfig: Path | None = Field(
+        None, description="How to reach the API server. Absent: by the pod's service account."
+    )
+    namespace: str = Field("kube-system", description="Where terway's own objects are.")
+    not_ready_taint: str = Field(
+        "network.alibabacloud.com/not-ready",
+        description="Key of a taint that is taken off the node once it can serve. Empty: none.",
+    )
+    gone_after: Annotated[float, Field(ge=0)] = Field(
+        300,
+        description="Seconds a pod must be missing in the API server before its network is taken down "
+        "although its namespace is still there.",
+    )
+
+
 class Config(BaseModel):
     """Everything that can be set on a node."""
 
@@ -114,6 +135,7 @@ class Config(BaseModel):
     gc_interval: Annotated[float, Field(gt=0)] = Field(60, description="Seconds between two gc rounds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     pool: PoolConfig = Field(PoolConfig(), description="ENIs and addresses of the eni modes.")
+    kube: KubeConfig = Field(KubeConfig(), description="The Kubernetes cluster.")
     cloud: CloudConfig = Field(CloudConfig(), description="Endpoints and credentials.")
 
     @field_validator("drivers", mode="before")

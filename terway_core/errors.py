@@ -11,7 +11,12 @@
     ├── RetryLater                   11   a passing state; the runtime asks again
     │   ├── NoAddress                11
     │   ├── Superseded               11   a DEL overtook this ADD
-    │   └── CloudError               11   the OpenAPI or the metadata service refused or did not answer
+    │   ├── CloudError               11   the OpenAPI or the metadata service refused or did not answer
+    │   └── KubeError                11   the Kubernetes API refused; ``status`` and ``reason`` say more
+    │       ├── KubeUnavailable      11   it did not answer, or is overloaded
+    │       ├── KubeNotFound         11   it has no such object
+    │       ├── KubeConflict         11   the object exists already, or has changed since it was read
+    │       └── KubeGone             11   a watch cannot go on from this resourceVersion; list again
     ├── NotReady                     50   STATUS while the daemon cannot serve
     ├── WiringError                 100   the kernel refused an object
     ├── DriverContractError         101   a driver answered what its hook does not allow
@@ -123,6 +128,35 @@ class CloudError(RetryLater):
         super().__init__(message, details=details)
         self.code = code
         self.request_id = request_id
+
+
+class KubeError(RetryLater):
+    """A call of the Kubernetes API was refused.
+
+    :param status: the HTTP status, 0 when no answer came.
+    :param reason: the API's own word for it (``Forbidden``, ``AlreadyExists``…), ``""`` when it gave none.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, reason: str = "", details: str = "") -> None:
+        super().__init__(message, details=details)
+        self.status = status
+        self.reason = reason
+
+
+class KubeUnavailable(KubeError):
+    """The Kubernetes API did not answer, or cannot serve now; the same call may work later."""
+
+
+class KubeNotFound(KubeError):
+    """The Kubernetes API says, itself and not a proxy before it, that there is no such object."""
+
+
+class KubeConflict(KubeError):
+    """The object exists already, or has changed since it was read: read it again and decide anew."""
+
+
+class KubeGone(KubeError):
+    """The API has forgotten this resourceVersion; list again."""
 
 
 class NotReady(TerwayError):
