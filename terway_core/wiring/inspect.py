@@ -106,6 +106,8 @@ class Snapshot:
 
     @classmethod
     def _read(cls, ipr: IPRoute) -> Snapshot:
+        # Links come first, and what hangs on one that has come since is left out: a route without the name of
+        # its link would be declared by nobody, and gc would take it from the pod that is being added.
         snapshot = cls()
         names: dict[int, str] = {}
         for message in ipr.get_links():
@@ -123,32 +125,34 @@ class Snapshot:
             names[link.index] = link.name
         for family in _FAMILIES:
             for message in ipr.get_addr(family=family):
+                if message["index"] not in names:
+                    continue
                 text = message.get("local") or message.get("address")
                 address = ip_interface(f"{text}/{message['prefixlen']}")
-                snapshot.addresses.add((names.get(message["index"], ""), address))
+                snapshot.addresses.add((names[message["index"]], address))
             for message in ipr.get_routes(family=family):
                 snapshot._add_route(message, names)
             for message in ipr.get_rules(family=family):
                 snapshot._add_rule(message)
             for message in ipr.get_neighbours(family=family):
                 address_ = message.get("dst")
-                if address_ and message.get("lladdr"):
-                    key = (names.get(message["ifindex"], ""), ip_address(address_))
+                if address_ and message.get("lladdr") and message["ifindex"] in names:
+                    key = (names[message["ifindex"]], ip_address(address_))
                     permanent = bool(message["state"] & netlink.NUD_PERMANENT)
                     snapshot.neighbors[key] = (message.get("lladdr"), permanent)
         for message in ipr.get_qdiscs():
-            if message.get("kind") == "tbf":
+            if message.get("kind") == "tbf" and message["index"] in names:
                 snapshot._add_bucket(message, names)
         return snapshot
 
     def _add_route(self, message: Any, names: dict[int, str]) -> None:
-        if message["type"] != netlink.RTN_UNICAST or message.get("oif") is None:
+        if message["type"] != netlink.RTN_UNICAST or message.get("oif") not in names:
             return
         default = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
         gateway = message.get("gateway")
         route = Route(
             dst=ip_network(f"{message.get('dst') or default}/{message['dst_len']}"),
-            dev=names.get(message.get("oif"), ""),
+            dev=names[message.get("oif")],
             via=ip_address(gateway) if gateway else None,
             table=message.get("table") or message["table"],
         )
@@ -178,7 +182,7 @@ class Snapshot:
         parms = message.get("options").get_attr("TCA_TBF_PARMS")
         rate = parms["rate"]
         burst = parms["buffer"] * _TICK_NS * rate // 1_000_000_000
-        self.buckets[names.get(message["index"], "")] = (rate, burst, parms["limit"])
+        self.buckets[names[message["index"]]] = (rate, burst, parms["limit"])
 
 
 # -- differences ------------------------------------------------------------------------------------------
@@ -233,9 +237,7 @@ def _link_problem(links: Mapping[str, Link], name: str, mtu: int, mac: str, alia
 def _route_problem(obj: Route, snapshot: Snapshot) -> str:
     if obj in snapshot.routes:
         return ""
-    others = [
-        route for route in snapshot.routes if route.dst == obj.dst and route.table == obj.table and route.dev
-    ]
+    others = [route for route in snapshot.routes if route.dst == obj.dst and route.table == obj.table]
     return f"is {describe(others[0])} instead" if others else "missing"
 
 

@@ -305,9 +305,13 @@ class Node:
         self.pods.remove(pod)
 
     def renew(self, pod: Pod) -> None:
-        """Another namespace takes the place of the sandbox's."""
-        delete_netns(pod.netns.name)
-        create_netns(pod.netns.name)
+        """Another namespace takes the place of the sandbox's, of the same inode if it can be had."""
+        inode = pod.netns.stat().st_ino
+        for _ in range(100):
+            delete_netns(pod.netns.name)
+            create_netns(pod.netns.name)
+            if pod.netns.stat().st_ino == inode:
+                break
 
     def cni(
         self,

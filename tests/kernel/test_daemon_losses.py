@@ -163,8 +163,9 @@ def test_damaged_journal(fresh, how):
     fresh.delete(running, ifname="eth1", network="second")
     fresh.delete(running, env={"CNI_NETNS": ""})
     fresh.remove(other)
-    fresh.wait_until_clean()
-    assert fresh.journal() == []
+    # What was taken in lives as long as its link, so nothing is wrong until the kernel has taken that away.
+    fresh.wait_for(lambda: fresh.ask("POST", "/v1/gc") and not fresh.journal(), "the other pod is gone")
+    assert fresh.audit() == []
     assert set(fresh.kernel()) == set(before)
 
 
@@ -302,7 +303,8 @@ def test_address_rests_whatever_the_clock_does(make_node):
     clock.write_text("1001")
     assert can_add()
     clock.write_text("-100000")
-    assert not can_add()  # or the jump would end the rest of all of them
+    for _ in range(2):
+        assert not can_add()  # or the jump would end the rest of all of them
     clock.write_text("-98999")
     assert can_add()  # ... and not the time until the clock is where it was
     assert node.audit() == []

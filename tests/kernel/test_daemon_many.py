@@ -1,10 +1,13 @@
 """A hundred pods at once; and what gc takes for stray."""
 
 import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from terway_core.wiring import inspect
 
 pytestmark = pytest.mark.kernel
 
@@ -82,6 +85,32 @@ def test_gc_takes_away_what_is_ours_and_nobodys(node, foreign, kind):
     assert node.audit() == []
     assert node.ask("POST", "/v1/gc") == {"released": [], "problems": []}
     assert all(node.reaches(address) for address in addresses)
+
+
+def test_gc_spares_the_routes_of_a_pod_that_comes_while_it_reads(terway_netns, monkeypatch):
+    host = terway_netns()
+
+    class Slow(inspect.IPRoute):
+        def __enter__(self):
+            get_links = self.get_links
+
+            def come_in_between():
+                links = list(get_links())
+                for command in (
+                    "ip link add cali type veth peer eth0",
+                    "ip link set cali up",
+                    "ip route add 192.0.2.1 dev cali protocol 116",
+                ):
+                    subprocess.run(command.split(), check=True)
+                return links
+
+            self.get_links = come_in_between
+            return super().__enter__()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect, "IPRoute", Slow)
+        assert inspect.HostState.read(host).strays([]) == []
+    assert len(inspect.HostState.read(host).strays([])) == 1
 
 
 def test_dry_run_changes_nothing(node):
