@@ -11,17 +11,17 @@ from aiohttp import web
 
 
 @contextmanager
-def serving(app: web.Application) -> Iterator[str]:
-    """``host:port`` on the loopback, until the block ends."""
+def serving(app: web.Application, port: int = 0) -> Iterator[str]:
+    """``host:port`` on the loopback, until the block ends; port 0 stands for any that is free."""
     loop = asyncio.new_event_loop()
     # No access log: the query of an RPC-signed call holds the STS token.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
 
     async def start() -> str:
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        return f"{host}:{port}"
+        await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
+        host, bound = runner.addresses[0][:2]
+        return f"{host}:{bound}"
 
     thread = threading.Thread(target=loop.run_forever, name="serving", daemon=True)
     thread.start()
