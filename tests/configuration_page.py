@@ -70,7 +70,9 @@ NAMES = {
 
 
 def render() -> str:
-    return TEXT.format(config=table(Config), pool=table(PoolConfig), kube=table(KubeConfig), cloud=table(CloudConfig))
+    return TEXT.format(
+        config=table(Config), pool=table(PoolConfig), kube=table(KubeConfig), cloud=table(CloudConfig)
+    )
 
 
 def table(model: type[BaseModel]) -> str:
