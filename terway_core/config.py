@@ -86,7 +86,8 @@ class PoolConfig(BaseModel):
 
 
 class KubeConfig(BaseModel):
-    """The Kubernetes cluster that this node belongs to."""
+    """The Kubernetes cluster that this node belongs to. No section of the settings yet: the daemon does not
+    use it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,7 +136,6 @@ class Config(BaseModel):
     gc_interval: Annotated[float, Field(gt=0)] = Field(60, description="Seconds between two gc rounds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     pool: PoolConfig = Field(PoolConfig(), description="ENIs and addresses of the eni modes.")
-    kube: KubeConfig = Field(KubeConfig(), description="The Kubernetes cluster.")
     cloud: CloudConfig = Field(CloudConfig(), description="Endpoints and credentials.")
 
     @field_validator("drivers", mode="before")

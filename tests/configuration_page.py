@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from terway_core.config import CloudConfig, Config, KubeConfig, PoolConfig
+from terway_core.config import CloudConfig, Config, PoolConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -46,10 +46,6 @@ cloud:
 
 {pool}
 
-## The section `kube`
-
-{kube}
-
 ## The section `cloud`
 
 {cloud}
@@ -70,9 +66,7 @@ NAMES = {
 
 
 def render() -> str:
-    return TEXT.format(
-        config=table(Config), pool=table(PoolConfig), kube=table(KubeConfig), cloud=table(CloudConfig)
-    )
+    return TEXT.format(config=table(Config), pool=table(PoolConfig), cloud=table(CloudConfig))
 
 
 def table(model: type[BaseModel]) -> str:
