@@ -6,7 +6,7 @@ What a caller says and gets is JSON as the API reference has it; nothing of the 
 
     PODENIS = Resource(group="network.alibabacloud.com", version="v1beta1", plural="podenis", kind="PodENI")
 
-    client = KubeClient(config.kube)                 # InvalidConfig when there are no credentials
+    client = KubeClient(KubeConfig(enabled=True))     # InvalidConfig when there are no credentials
     pod = client.get(PODS, "web-0", "default")       # KubeNotFound, KubeUnavailable, KubeError
     client.create(PODENIS, {"metadata": {...}, "spec": {...}}, "default")   # KubeConflict: exists already
     client.patch(PODENIS, "web-0", {"spec": {...}}, "default")              # a merge patch
