@@ -26,3 +26,9 @@ def make_node(account: Account, tmp_path: Path) -> Iterator[Callable[..., Node]]
             return node
 
         yield make
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request waits for others of its burst: for tests with very many requests, one after the other."""
+    monkeypatch.setattr("terway_core.eni.line.GATHER", 0.0)

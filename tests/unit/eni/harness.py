@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from ipaddress import ip_interface
 from pathlib import Path
@@ -96,8 +97,12 @@ class Fuse:
             if not self.blown:
                 self.passed.append(point)
                 self.blown = len(self.passed) == self.blow_at
-            if self.blown:
-                raise Killed(point)
+        self.check()
+
+    def check(self) -> None:
+        """The dead do nothing any more."""
+        if self.blown:
+            raise Killed
 
 
 class MortalStore(Store):
@@ -116,14 +121,20 @@ class MortalStore(Store):
 
 
 class MortalCloud(Cloud):
-    """The cloud as seen by a process that may die."""
+    """The cloud as seen by a process that may die.
+
+    :ivar on_answer: told of each call that is answered, and its parameters, before the caller is.
+    """
 
     fuse = Fuse()
+    on_answer: Callable[[str, dict[str, Any]], None] | None = None
 
     def call(self, product: Any, action: str, params: Any, **options: Any) -> dict[str, Any]:
         self.fuse.burn(action)
         answer = super().call(product, action, params, **options)
         self.fuse.burn(f"{action} answered")
+        if self.on_answer:
+            self.on_answer(action, params)
         return answer
 
 
@@ -185,6 +196,8 @@ class Node:
         )
         self.without_link: set[str] = set()
         self.fuse = Fuse()
+        self._process = ExitStack()
+        self._threaded = False
         self._threads = ThreadPoolExecutor(64)
         self._first_call = 0
 
@@ -195,27 +208,46 @@ class Node:
         self.settings |= settings
         self.fuse = fuse or Fuse()
         self.store = MortalStore(self.path, self.fuse)
+        self._process.callback(self.store.close)
         self.cloud = self.connect()
         self.cloud.fuse = self.fuse
-        clock = {} if threaded else {"clock": self.time.clock}
-        config = PoolConfig(**self.settings)
-        self.pool = Pool(self.store, self.cloud, config, find_link=self.find_link, **clock)
+        mortal, self._threaded = self.fuse, threaded
+
+        def clock() -> float:
+            mortal.check()
+            return time.time() if threaded else self.time.clock()
+
+        self.pool = Pool(
+            self.store, self.cloud, PoolConfig(**self.settings), find_link=self.find_link, clock=clock
+        )
+        self._process.callback(self.pool.stop)
         for use in uses or ("shared",):
             self.pool.start(use, threaded=threaded)
         return self.pool
 
     def kill(self) -> None:
-        """What is under way goes unfinished, as with kill -9."""
+        """What is under way goes unfinished, as with kill -9. Not for a process with a thread of its own."""
         self.fuse.blown = True
         self.stop()
 
     def stop(self) -> None:
-        self.pool.stop()
-        self.store.close()
+        """What is under way is finished."""
+        self._process.close()
 
     def close(self) -> None:
-        self.kill()
+        self.stop() if self._threaded else self.kill()
         self._threads.shutdown()
+
+    def lose_journal(self) -> None:
+        """The file is gone. As a start of the daemon does, pods that run are taken in from the kernel."""
+        records = [record for record in self.store.records() if record.state is State.READY]
+        self.kill()
+        for path in self.path.parent.glob(f"{self.path.name}*"):
+            path.unlink()
+        store = Store(self.path)
+        for record in records:
+            store.put(record)
+        store.close()
 
     def connect(self) -> MortalCloud:
         """A cloud for this node."""
@@ -282,8 +314,7 @@ class Node:
         real = threading.Event()
         while True:
             self.pool.settle()
-            if self.fuse.blown:
-                raise Killed("at work")
+            self.fuse.check()
             if until() if until else self.time.monotonic() >= end:
                 return
             if until:
