@@ -132,8 +132,9 @@ class Collector:
                 report.problems.append(f"attachment {record.key}: {error}")
 
     def _take_down_if_dead(self, record: Record, dry_run: bool) -> str:
-        """What was taken down; ``""`` when it lives, or somebody else was faster."""
-        if not self._lifecycle.is_dead(record):
+        """What was taken down; ``""`` when it lives, or somebody else sees to it."""
+        # Who works on it may take long: a round shall not wait for a slow ADD, nor a stop for the round.
+        if self._lifecycle.is_busy(record.attachment) or not self._lifecycle.is_dead(record):
             return ""
         if dry_run:
             return f"attachment {record.key} ({record.state})"

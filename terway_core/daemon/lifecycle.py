@@ -266,6 +266,10 @@ class Lifecycle:
             return
         self._store.remove(record.key)
 
+    def is_busy(self, attachment: Attachment) -> bool:
+        """Somebody works on the attachment's sandbox, or waits for a turn."""
+        return self._locks.is_wanted(_lock_name(attachment))
+
     def is_dead(self, record: Record) -> bool:
         """Nobody will use this attachment again: it is half made, half gone, or its namespace is gone.
 
@@ -280,7 +284,7 @@ class Lifecycle:
             return not _pod_of(record, stack) and not self._engine.has_link(record.wiring, record.owner)
 
     def _lock_names(self, attachment: Attachment) -> list[str]:
-        names = [f"container {attachment.container_id}"]
+        names = [_lock_name(attachment)]
         pod = attachment.pod
         if not pod.name and (record := self._store.get(attachment.key)):
             pod = record.attachment.pod
@@ -292,6 +296,10 @@ class Lifecycle:
 def _attachment(request: Request) -> Attachment:
     assert request.attachment, f"{request.command} has an attachment"  # parse_request sees to it
     return request.attachment
+
+
+def _lock_name(attachment: Attachment) -> str:
+    return f"container {attachment.container_id}"
 
 
 def _pod_of(record: Record, stack: contextlib.ExitStack) -> Namespace | None:

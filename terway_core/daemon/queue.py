@@ -52,6 +52,11 @@ class SandboxLocks:
                 stack.enter_context(self._hold_one(name))
             yield
 
+    def is_wanted(self, name: str) -> bool:
+        """Whether somebody holds the lock or waits for it."""
+        with self._guard:
+            return name in self._locks
+
     @contextlib.contextmanager
     def _hold_one(self, name: str) -> Iterator[None]:
         with self._guard:

@@ -99,3 +99,20 @@ def test_add_after_the_delete_is_not_cancelled(node):
     assert answer.status == 0
     assert all(node.reaches(address) for address in answer.addresses)
     assert node.audit() == []
+
+
+@pytest.mark.parametrize(("command", "step"), [("ADD", "allocate"), ("DEL", "teardown")])
+def test_gc_does_not_wait_for_what_is_under_way(node, command, step):
+    pod = node.pod()
+    if command == "DEL":
+        node.add(pod)
+    with node.held(step):
+        process = node.call(command, pod)
+        node.wait_for((node.faults / f"held-{step}").exists, f"the {command} works")
+        for path in ("/v1/gc?dry_run=true", "/v1/gc"):
+            assert node.ask("POST", path) == {"released": [], "problems": []}
+    answer = node.answer(process)
+    assert answer.status == 0
+    assert node.audit() == []
+    if command == "ADD":
+        assert all(node.reaches(address) for address in answer.addresses)
