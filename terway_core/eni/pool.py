@@ -134,7 +134,7 @@ class Pool:
         )
         if not any(eni.state is EniState.READY for eni in self._rows.enis.values()):
             self._compare(supplier)
-        self._rows.adopt(self._ledger.journalled())
+        self._rows.adopt()
         self._reconciler.check_links()
         self._supplier = supplier
 

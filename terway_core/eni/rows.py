@@ -136,14 +136,14 @@ class Rows:
         with self.changed:
             return sorted({self.enis[token].owner, *(row.owner for row in self.of(token))} - {""})
 
-    def adopt(self, leases: dict[str, tuple[IPAddress, ...]]) -> None:
+    def adopt(self) -> None:
         """Addresses in the journal's leases have an owner, also when their rows were lost and made anew.
 
         Only one that is being unassigned has none: its last owner is through with it.
         """
         with self.changed:
             changed = []
-            for owner, addresses in leases.items():
+            for owner, addresses in self._ledger.journalled().items():
                 for row in filter(None, map(self.addresses.get, addresses)):
                     eni = self.enis[row.token]
                     if eni.use == "exclusive":
@@ -161,7 +161,10 @@ class Rows:
         with self.changed:
             if known := self.enis.get(eni.token):
                 eni = replace(eni, owner=known.owner, rests_until=known.rests_until)
-            self._put(eni, self._new(addresses))
+            new = self._new(addresses)
+            self._put(eni, new)
+            if new:
+                self.adopt()
 
     def add_addresses(self, addresses: Iterable[EniAddress]) -> list[EniAddress]:
         """Addresses that the cloud says are on an ENI; returns those that were not known to be there."""
@@ -169,6 +172,7 @@ class Rows:
             new = self._new(addresses)
             if new:
                 self._put_addresses(new)
+                self.adopt()
             return new
 
     def change_addresses(self, addresses: Sequence[EniAddress]) -> None:
@@ -220,8 +224,12 @@ class Rows:
     def _new(self, addresses: Iterable[EniAddress]) -> list[EniAddress]:
         """Those without a row on their ENI. The row of another ENI is out of date, as the cloud gives no
         address twice; but as long as it has an owner nobody else may get it."""
-        pairs = ((row, self.addresses.get(row.address)) for row in addresses)
-        return [row for row, known in pairs if not known or (known.token != row.token and not known.owner)]
+        return [row for row in addresses if self._is_new(row, self.addresses.get(row.address))]
+
+    def _is_new(self, row: EniAddress, known: EniAddress | None) -> bool:
+        if known is None:
+            return True
+        return known.token != row.token and not known.owner and not self.enis[known.token].owner
 
     def _put(self, eni: Eni, addresses: Sequence[EniAddress] = ()) -> None:
         self._ledger.put(eni, addresses)
