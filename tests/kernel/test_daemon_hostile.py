@@ -1,6 +1,7 @@
 """Whatever comes over the socket: there is an answer, nothing changes, and the daemon lives."""
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -205,6 +206,7 @@ def ask_as_nobody(folder):
     readable, writable = os.pipe()
     child = os.fork()
     if not child:
+        gc.disable()  # what the parent left behind is not the child's to finalise
         try:
             os.chdir(folder)
             os.setgroups([])
