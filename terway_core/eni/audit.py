@@ -9,6 +9,7 @@ from terway_core.eni.machine import addresses_of
 from terway_core.eni.model import Eni, EniAddress, EniState, Tags
 from terway_core.errors import CloudError
 from terway_core.store import Store
+from terway_core.types import IPAddress
 
 __all__ = ["audit_enis"]
 
@@ -22,33 +23,53 @@ def audit_enis(store: Store, cloud: Cloud, config: PoolConfig) -> list[str]:
     enis, addresses = ledger.load()
     if not enis:
         return []
-    found = _owners(enis, addresses, set(ledger.journalled()))
+    found = _owners(enis, addresses, ledger.journalled())
     try:
-        tags = Tags(cluster=config.cluster, instance_id=cloud.metadata.identity().instance_id)
-        actual = {eni.eni_id: eni for eni in ecs.describe_network_interfaces(cloud, tags=tags.ours)}
+        instance_id = cloud.metadata.identity().instance_id
+        tags = Tags(cluster=config.cluster, instance_id=instance_id)
+        tagged = ecs.describe_network_interfaces(cloud, tags=tags.ours)
+        ids = [eni.eni_id for eni in enis if eni.eni_id]
+        known = ecs.describe_network_interfaces(cloud, eni_ids=ids) if ids else []
     except CloudError as error:
         return [*found, f"cloud: cannot be asked: {error}"]
-    known = {eni.eni_id: eni for eni in enis if eni.eni_id}
-    for eni_id in sorted(set(actual) - set(known)):
-        found.append(f"cloud: {eni_id} was made by this node and is in no row")
+    ours = {eni.eni_id for eni in enis}
+    found += [
+        f"cloud: {eni.eni_id} was made by this node and is in no row"
+        for eni in tagged
+        if eni.eni_id not in ours
+    ]
+    actual = {eni.eni_id: eni for eni in known}
     for eni in enis:
+        there = actual.get(eni.eni_id)
         if eni.state is not EniState.READY:
             found.append(f"enis: {eni.name} is {eni.state}" + (f": {eni.problem}" if eni.problem else ""))
-        elif eni.eni_id not in actual:
+        elif not there:
             found.append(f"cloud: {eni.eni_id} is in a row and not there")
+        elif (there.instance_id, there.status) != (instance_id, "InUse"):
+            where = f" at {there.instance_id}" if there.instance_id else ""
+            found.append(f"cloud: {eni.eni_id} is {there.status}{where}, not InUse here")
         else:
-            found += _addresses(eni, actual[eni.eni_id], [a for a in addresses if a.token == eni.token])
+            found += _addresses(eni, there, [row for row in addresses if row.token == eni.token])
     return found
 
 
-def _owners(enis: list[Eni], addresses: list[EniAddress], journalled: set[str]) -> list[str]:
-    names = {eni.token: eni.name for eni in enis}
-    owned = [(f"{eni.name}", eni.owner) for eni in enis]
-    owned += [(f"{row.address} of {names.get(row.token, row.token)}", row.owner) for row in addresses]
-    return [
+def _owners(
+    enis: list[Eni], addresses: list[EniAddress], leases: dict[str, tuple[IPAddress, ...]]
+) -> list[str]:
+    by_token = {eni.token: eni for eni in enis}
+    owned = [(eni.name, eni.owner) for eni in enis]
+    owned += [(f"{row.address} of {by_token[row.token].name}", row.owner) for row in addresses]
+    found = [
         f"enis: {what} is owned by {owner}, which is in no row of the journal"
         for what, owner in owned
-        if owner and owner not in journalled
+        if owner and owner not in leases
+    ]
+    owners = {row.address: row.owner or by_token[row.token].owner for row in addresses}
+    return found + [
+        f"journal: {owner} has {address}, which belongs to {owners[address] or 'nobody'}"
+        for owner, leased in leases.items()
+        for address in leased
+        if owners.get(address, owner) != owner
     ]
 
 

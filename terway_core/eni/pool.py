@@ -249,11 +249,11 @@ class Pool:
                 self._give_up_hopeless(supplier, view, tickets)
         return bool(begun)
 
-    def settle(self) -> None:
-        """Step until nothing is left to do at once; for callers without the thread."""
-        supplier = self._started()
-        while self.step() or supplier.under_way:
-            supplier.settle()
+    def settle(self) -> bool:
+        """:meth:`step`, and wait until nothing is under way; for callers without the thread."""
+        began = self.step()
+        self._started().settle()
+        return began
 
     def _loop(self) -> None:
         version = -1

@@ -5,8 +5,8 @@
   look, some time after the first, does not find it either, it is given back: the API's lists may lag behind
   its answers.
 * An ENI that is not where it should be is attached again, or found to be gone; :mod:`.machine` does that.
-* An ENI of ours that is not on this instance and that no row knows was lost; after a second look it is
-  deleted.
+* An ENI of ours that is not on this instance and that neither a row nor a lease knows was lost; after a
+  second look it is deleted.
 * What others made is never touched; it only counts against the quota.
 
 The metadata service is not asked at all: it lags, and nothing may be freed on its word.
@@ -141,9 +141,11 @@ class Reconciler:
             cidr=vswitch.cidr if vswitch else None,
             ipv6_cidr=vswitch.ipv6_cidr if vswitch else None,
         )
-        if here and found.status == "InUse":
-            self._rows.put(eni, addresses_of(eni, found))
-            log.warning("eni taken in", extra={"eni": found.eni_id})
+        rows = addresses_of(eni, found)
+        attached = here and found.status == "InUse"
+        if attached or self._rows.has_lease(row.address for row in rows):
+            self._rows.put(eni if attached else replace(eni, state=EniState.ATTACHING), rows)
+            log.warning("eni taken in", extra={"eni": found.eni_id, "status": found.status})
         elif self._twice(found.eni_id):
             state = EniState.DETACHING if here else EniState.DELETING
             self._rows.put(replace(eni, state=state, problem="was made by this node and lost"))

@@ -109,18 +109,18 @@ class Rows:
         :raises StoreError: the disk did not take it; ``owner`` still has it.
         """
         with self.changed:
-            grant = self.granted(owner)
-            if grant is None:
-                return False
-            if grant.eni.owner:
-                self._put(replace(grant.eni, owner="", rests_until=rests_until))
-                return True
+            enis = [eni for eni in self.enis.values() if eni.owner == owner]
+            for eni in enis:
+                self._put(replace(eni, owner="", rests_until=rests_until))
+            mine = [address for address, row in self.addresses.items() if row.owner == owner]
+        if not mine:
+            return bool(enis)
         # Without the lock: releases that come together are one write, and no grant waits for the disk.
         self._ledger.give_back(owner, rests_until)
         with self.changed:
-            for row in grant.addresses:
-                if (known := self.addresses[row.address]).owner == owner:
-                    self.addresses[row.address] = replace(known, owner="", rests_until=rests_until)
+            for address in mine:
+                if (row := self.addresses[address]).owner == owner:
+                    self.addresses[address] = replace(row, owner="", rests_until=rests_until)
             self.notify()
         return True
 
@@ -153,6 +153,11 @@ class Rows:
                         changed.append(replace(row, owner=owner))
             if changed:
                 self._put_addresses(changed)
+
+    def has_lease(self, addresses: Iterable[IPAddress]) -> bool:
+        """One of these is in a lease of the journal."""
+        wanted = {*addresses}
+        return any(wanted.intersection(leased) for leased in self._ledger.journalled().values())
 
     # -- changes of what there is -----------------------------------------------------------------------
 

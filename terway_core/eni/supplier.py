@@ -268,8 +268,9 @@ class Supplier:
         with self._rows.changed:
             going = to is None or to.state in (EniState.DETACHING, EniState.DELETING)
             if going and self._rows.owners_on(eni.token):
-                to = replace(eni, problem=(to and to.problem) or "is gone")
-                self._not_before[eni.token] = self._clock() + BACKOFF_LAST
+                now = self._clock()
+                to = replace(eni, since=now, problem=(to and to.problem) or "is gone")
+                self._not_before[eni.token] = now + BACKOFF_LAST
             if to is None:
                 self._rows.remove(eni.token)
             elif to != eni:

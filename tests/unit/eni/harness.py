@@ -311,14 +311,18 @@ class Node:
     ) -> None:
         """Let the pool work for some time, or until something has come true."""
         end = self.time.monotonic() + seconds
-        real = threading.Event()
+
+        def is_over() -> bool:
+            return until() if until else self.time.monotonic() >= end
+
         while True:
-            self.pool.settle()
+            while self.pool.settle() and not is_over():
+                self.fuse.check()
             self.fuse.check()
-            if until() if until else self.time.monotonic() >= end:
+            if is_over():
                 return
             if until:
-                real.wait(0.005)  # for those who wait in threads
+                time.sleep(0.005)  # for those who wait in threads
             self.time.advance(pace)
 
     def add_pod(self, number: int, use: Use = "shared") -> Grant:
