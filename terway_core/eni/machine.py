@@ -111,7 +111,8 @@ class Machine:
             return Moved(eni, wait=_poll(age)) if age < VISIBLE_WITHIN else Moved(None)
         if self._is_elsewhere(found):
             return Moved(None)
-        if found.status == "InUse" and self._has_link(eni.mac):
+        # The link of an ENI that a pod owns is in the pod.
+        if found.status == "InUse" and (eni.owner or self._has_link(eni.mac)):
             return Moved(self.to(eni, EniState.READY), addresses=addresses_of(eni, found))
         if age > ATTACH_LIMIT:
             problem = f"was not attached within {ATTACH_LIMIT:.0f} s (status {found.status})"

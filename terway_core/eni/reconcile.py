@@ -74,6 +74,7 @@ class Reconciler:
         tagged = ecs.describe_network_interfaces(self._cloud, tags=self._tags.ours)
         unknown = {found.vswitch_id for found in tagged if found.eni_id not in before}
         vswitches = {v.vswitch_id: v for v in vpc.describe_vswitches(self._cloud, sorted(unknown))}
+        without_link = self._without_link()
         with self._rows.changed:
             after = self._snapshot()
             self._seen_now = {}
@@ -89,6 +90,7 @@ class Reconciler:
                 at_rest = addresses is not None and addresses == before.get(eni.eni_id)
                 if eni.state is EniState.READY and at_rest:
                     self._compare_known(eni, found_enis.get(eni.eni_id))
+                self._check_link(eni, without_link)
             self._report()
             self._first_seen = self._seen_now
             ours = {eni.eni_id for eni in self._rows.enis.values()} | {found.eni_id for found in tagged}
@@ -98,10 +100,22 @@ class Reconciler:
 
     def check_links(self) -> None:
         """ENIs without a link on this host cannot serve: after a reboot they may need a moment."""
+        without_link = self._without_link()
         with self._rows.changed:
             for eni in list(self._rows.enis.values()):
-                if eni.state is EniState.READY and not self._is_linked(eni):
-                    self._is_missing(eni, "the host has no link for it")
+                self._check_link(eni, without_link)
+
+    def _without_link(self) -> set[str]:
+        """ENIs that should have one. Asked for without the lock, as the kernel may take its time."""
+        with self._rows.changed:
+            enis = [eni for eni in self._rows.enis.values() if eni.state is EniState.READY and not eni.owner]
+        return {eni.token for eni in enis if not self._has_link(eni.mac)}
+
+    def _check_link(self, eni: Eni, without_link: set[str]) -> None:
+        eni = self._rows.enis[eni.token]
+        # The link of an ENI that a pod owns is in the pod.
+        if eni.token in without_link and eni.state is EniState.READY and not eni.owner:
+            self._is_missing(eni, "the host has no link for it")
 
     def _snapshot(self) -> dict[str, set[IPAddress] | None]:
         """The addresses of each ENI, by its id; None while something is being done to it."""
@@ -156,8 +170,6 @@ class Reconciler:
         if not found or not here:
             self._is_missing(eni, f"the cloud says that it is {found.status if found else 'gone'}")
             return
-        if not self._is_linked(eni):
-            self._is_missing(eni, "the host has no link for it")
         new = self._rows.add_addresses(addresses_of(eni, found))
         if new:
             log.info(
@@ -192,10 +204,6 @@ class Reconciler:
     def _is_missing(self, eni: Eni, why: str) -> None:
         log.warning("eni is missing", extra={"eni": eni.eni_id, "problem": why})
         self._rows.put(replace(eni, state=EniState.ATTACHING, since=self._clock()))
-
-    def _is_linked(self, eni: Eni) -> bool:
-        # That of an ENI which a pod owns is in the pod.
-        return bool(eni.owner) or self._has_link(eni.mac)
 
     def _report(self) -> None:
         for eni in self._rows.enis.values():

@@ -255,6 +255,11 @@ class Supplier:
                 self._rows.remove(token)
             elif eni.state is EniState.ATTACHING and error.code in failures.ENI_QUOTA:
                 self._move(eni, self._machine.to(eni, EniState.DELETING, problem=str(error)))
+            elif eni.state is EniState.ATTACHING and error.code in failures.ADDRESS_QUOTA:
+                # Detached it may have more addresses than attached.
+                self._refresh(token)
+                idle = [row for row in self._rows.of(token) if not row.primary]
+                self._unassign(token, idle, "with them the ENI cannot be attached")
             raise
         with self._rows.changed:
             self._not_before[token] = self._clock() + moved.wait

@@ -379,6 +379,25 @@ def test_an_address_that_one_answer_lacks_stays(make_node, account):
     assert node.changes()["UnassignPrivateIpAddresses"] == 0
 
 
+@pytest.mark.parametrize("use", ["shared", "exclusive"])
+def test_an_eni_that_one_answer_calls_detaching_stays(make_node, account, use):
+    node = make_node(reconcile_interval=100)
+    node.boot(use)
+    eni = node.add_pod(1, use).eni
+    if use == "exclusive":
+        node.without_link.add(eni.mac)  # it is in the pod
+    (actual,) = node.tagged()
+    account.region.put_interface(replace(actual, status="Detaching"))
+    node.time.after(104, lambda: account.region.put_interface(actual))
+    node.work(103)
+    assert node.states() == {"attaching": 1}
+    assert "is not attached, so" in node.pool.problems[0]
+    node.work(150)
+    assert node.states() == {"ready": 1}
+    assert node.pool.problems == []
+    assert node.changes() == {"CreateNetworkInterface": 1, "AttachNetworkInterface": 1}
+
+
 def test_an_address_that_is_gone_is_given_to_nobody(make_node, account):
     node = make_node(reconcile_interval=100, cooldown=1, max_enis=1, warm_min=2)
     node.boot()
@@ -532,3 +551,18 @@ def test_a_comparison_that_is_overtaken_changes_nothing(make_node, change):
     node.pool.settle()
     assert changed
     assert before != node.in_rows() == node.in_cloud()
+
+
+def test_an_eni_that_has_too_many_addresses_to_be_attached_again(make_node, account):
+    """Somebody detached it and gave it more than the instance type allows."""
+    node = make_node("ecs.g7.large", reconcile_interval=100)
+    node.boot()
+    grants = [node.add_pod(number) for number in range(3)]
+    (eni,) = node.tagged()
+    free = account.region.free_ipv4(account.vswitch)
+    more = (*eni.secondary_ips, *(next(free) for _ in range(9)))
+    account.region.put_interface(replace(eni, status="Available", instance_id="", secondary_ips=more))
+    node.work(150)
+    assert node.states() == {"ready": 1}
+    assert_whole(node, grants)
+    assert_agree(node)
