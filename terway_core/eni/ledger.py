@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 from pydantic import TypeAdapter
 
 from terway_core.eni.model import Eni, EniAddress, Holds, Limits
-from terway_core.store import Store
+from terway_core.store import State, Store
 from terway_core.types import AttachmentKey, IPAddress
 
 _SCHEMA = """
@@ -100,9 +100,13 @@ class Ledger:
         )
 
     def journalled(self) -> dict[str, tuple[IPAddress, ...]]:
-        """Owner → addresses, for each attachment in the journal; without a lease, none."""
+        """Owner → addresses, for each attachment in the journal; none without a lease, or when that is
+        being given back: by then nobody uses them."""
         with self._store.read() as db:
-            rows = db.execute("SELECT network, container_id, ifname, lease FROM attachments").fetchall()
+            rows = db.execute(
+                "SELECT network, container_id, ifname, CASE WHEN state<>? THEN lease END FROM attachments",
+                (State.RELEASING.value,),
+            ).fetchall()
         return {
             str(AttachmentKey(network, container_id, ifname)): tuple(
                 ip_address(text.partition("/")[0])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from terway_core.store import State
 from terway_core.testing.fakes import make_attachment
 
 KEY = {number: str(make_attachment(number).key) for number in range(5)}
@@ -59,6 +60,8 @@ def test_a_lease_whose_address_belongs_to_somebody_else(node, shared):
     assert node.audit() == [f"journal: {KEY[2]} has {shared.secondary_ips[0]}, which belongs to {KEY[1]}"]
     change(node, "UPDATE eni_addresses SET owner='' WHERE address=?", str(shared.secondary_ips[0]))
     assert node.audit() == [f"journal: {KEY[2]} has {shared.secondary_ips[0]}, which belongs to nobody"]
+    node.store.advance(node.store.get(make_attachment(2).key), State.RELEASING)
+    assert node.audit() == []
 
 
 def test_the_cloud_cannot_be_asked(node, account):

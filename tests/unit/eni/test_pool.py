@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -536,3 +538,33 @@ def test_before_the_start_and_after_the_stop(make_node, account):
     with pytest.raises(RetryLater, match="is being stopped"):
         future.result()
     node.boot()
+
+
+def test_many_pods_come_and_go_at_once(make_node, account):
+    """With no rest between two owners, and with addresses given back whenever nobody waits."""
+    account.behaviour.attach_delay = account.behaviour.detach_delay = 0.02
+    node = make_node(cooldown=0, reclaim_after=0, warm_max=2, wait=60)
+    pool = node.boot(threaded=True)
+    lock = threading.Lock()
+    in_use = set()
+
+    def live(thread):
+        for number in range(20):
+            owner = f"pod-{thread}-{number}"
+            address = pool.allocate(owner).addresses[0].address
+            with lock:
+                assert address not in in_use
+                in_use.add(address)
+            time.sleep(0.001 * (thread % 4))
+            with lock:
+                in_use.remove(address)
+            assert pool.release(owner)
+
+    with ThreadPoolExecutor(16) as threads:
+        for future in [threads.submit(live, thread) for thread in range(16)]:
+            future.result()
+    assert node.addresses("used") == []
+    while len(node.addresses("free")) > 2 or set(node.states()) - {"ready"}:
+        time.sleep(0.01)
+    assert node.in_cloud() == node.in_rows()
+    assert node.audit() == []
