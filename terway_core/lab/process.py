@@ -36,15 +36,16 @@ class Process:
         return _start_time(self.pid) == self.started
 
 
-def spawn(namespace: Namespace, argv: Sequence[str], *, log: Path) -> Process:
+def spawn(namespace: Namespace, argv: Sequence[str], *, log: Path, stdin: int | None = None) -> Process:
     """Start ``argv`` in ``namespace``, in a session of its own, with its output appended to ``log``.
 
     It gets as little of the environment as an init system would give it: proxies, ``TERWAY_*`` settings and
     cloud credentials of the caller are not for the lab.
     """
     env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     actions = (
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        nothing if stdin is None else (os.POSIX_SPAWN_DUP2, stdin, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     )
