@@ -14,9 +14,10 @@ from ipaddress import ip_interface
 
 from terway_core.store import Record, State, Store
 from terway_core.types import Attachment, AttachmentKey, Lease, Wiring
-from terway_core.wiring.inspect import HostState, Link
+from terway_core.wiring.inspect import HostState
 from terway_core.wiring.netlink import OURS
 from terway_core.wiring.objects import Neighbor, Route, Rule, Veth, WiringObject, describe
+from terway_core.wiring.snapshot import Link
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from terway_core.wiring import inspect
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import Address, LinkUp, Sysctl, Veth, describe
+from terway_core.wiring.snapshot import Snapshot
 
 POD, OTHER = make_attachment(1), make_attachment(2)
 
@@ -45,8 +46,8 @@ class Kernel:
         found = inspect.diff(self.wiring, self.pod, owner=self.owner, host=self.host)
         return [str(difference) for difference in found]
 
-    def state(self) -> tuple[inspect.HostState, inspect.Snapshot]:
-        host, pod = inspect.HostState.read(self.host), self.pod.run(inspect.Snapshot.take)
+    def state(self) -> tuple[inspect.HostState, Snapshot]:
+        host, pod = inspect.HostState.read(self.host), self.pod.run(Snapshot.take)
         for snapshot in (host.snapshot, pod):
             # The kernel numbers a link anew that comes back from another namespace.
             snapshot.links = {name: replace(link, index=0) for name, link in snapshot.links.items()}

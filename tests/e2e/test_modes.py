@@ -18,8 +18,9 @@ from terway_core.lab.paths import INTERNET, endpoints, measure
 from terway_core.lab.ping import ping
 from terway_core.lab.runtime import Runtime, Sandbox
 from terway_core.lab.state import Lab, NodeFiles, Spec
-from terway_core.wiring.inspect import HostState, Snapshot
+from terway_core.wiring.inspect import HostState
 from terway_core.wiring.netns import Namespace, delete_netns
+from terway_core.wiring.snapshot import Snapshot
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 if os.geteuid() and not os.environ.get("CI"):

@@ -25,8 +25,8 @@ from terway_core.audit import audit
 from terway_core.cli.client import ask
 from terway_core.config import Config, load_config
 from terway_core.lab.ping import ping
-from terway_core.wiring.inspect import Snapshot
 from terway_core.wiring.netns import NETNS_DIR, Namespace, create_netns, delete_netns
+from terway_core.wiring.snapshot import Snapshot
 
 #: Marks what this run of the tests makes.
 RUN = f"terway-kt{os.getpid()}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from terway_core.wiring.inspect import Snapshot
+from terway_core.wiring.snapshot import Snapshot
 
 pytestmark = pytest.mark.kernel
 

@@ -20,9 +20,9 @@ from terway_core.lab.describe import describe
 from terway_core.lab.ping import ping
 from terway_core.lab.state import Lab, Spec
 from terway_core.wiring.engine import Engine
-from terway_core.wiring.inspect import Link, Snapshot
 from terway_core.wiring.netns import Namespace, create_netns, delete_netns
 from terway_core.wiring.objects import Address, LinkUp, Neighbor, Route, Rule, Sysctl, Wiring, WiringObject
+from terway_core.wiring.snapshot import Link, Snapshot
 
 from .packets import arrives
 
