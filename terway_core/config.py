@@ -86,8 +86,7 @@ class PoolConfig(BaseModel):
 
 
 class KubeConfig(BaseModel):
-    """The Kubernetes cluster that this node belongs to. No section of the settings yet: the daemon does not
-    use it."""
+    """The Kubernetes cluster that this node belongs to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -136,6 +135,7 @@ class Config(BaseModel):
     gc_interval: Annotated[float, Field(gt=0)] = Field(60, description="Seconds between two gc rounds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     pool: PoolConfig = Field(PoolConfig(), description="ENIs and addresses of the eni modes.")
+    kube: KubeConfig = Field(KubeConfig(), description="The Kubernetes cluster.")
     cloud: CloudConfig = Field(CloudConfig(), description="Endpoints and credentials.")
 
     @field_validator("drivers", mode="before")

@@ -21,6 +21,7 @@ from terway_core.wiring.objects import (
 if TYPE_CHECKING:
     from terway_core.cloud import Cloud
     from terway_core.eni.pool import Pool
+    from terway_core.kube.cluster import Cluster
     from terway_core.store import Store
 
 __all__ = [
@@ -43,12 +44,20 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pod:
-    """Who the attachment is for. Without Kubernetes only ``name`` may be known, or nothing at all."""
+    """Who the attachment is for. Without Kubernetes only ``name`` may be known, or nothing at all.
+
+    :param requests: what its containers request of extended resources, such as ``aliyun/eni``.
+    """
 
     namespace: str = ""
     name: str = ""
     uid: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -119,6 +128,7 @@ class Node:
     """The machine the daemon runs on.
 
     :param addresses: its primary addresses, at most one a family.
+    :param pod_cidrs: this node's share of the pod range, if Kubernetes has given it one.
     :param vpc_cidrs: networks that the VPC reaches without address translation.
     :param service_cidrs: where cluster IPs come from.
     """
@@ -128,6 +138,7 @@ class Node:
     mtu: int = 1500
     vpc_cidrs: tuple[IPNetwork, ...] = ()
     service_cidrs: tuple[IPNetwork, ...] = ()
+    pod_cidrs: tuple[IPNetwork, ...] = ()
     region_id: str = ""
     zone_id: str = ""
     vpc_id: str = ""
@@ -169,6 +180,7 @@ class Services:
     :param options: the driver's own section of the configuration.
     :param cloud: OpenAPI and instance metadata; nothing is contacted before its first use.
     :param eni_pool: starts the node's pool of ENIs for a use and returns it; CloudError while it cannot.
+    :param kube: the Kubernetes cluster; None when ``kube.enabled`` is false.
     :param clock: seconds since the epoch. Everything that rests or expires asks it.
     """
 
@@ -177,6 +189,7 @@ class Services:
     store: Store
     cloud: Cloud
     eni_pool: Callable[[Literal["shared", "exclusive"]], Pool]
+    kube: Cluster | None = None
     clock: Callable[[], float]
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from terway_core.config import CloudConfig, Config, PoolConfig
+from terway_core.config import CloudConfig, Config, KubeConfig, PoolConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -46,6 +46,10 @@ cloud:
 
 {pool}
 
+## The section `kube`
+
+{kube}
+
 ## The section `cloud`
 
 {cloud}
@@ -66,7 +70,8 @@ NAMES = {
 
 
 def render() -> str:
-    return TEXT.format(config=table(Config), pool=table(PoolConfig), cloud=table(CloudConfig))
+    sections = {"pool": PoolConfig, "kube": KubeConfig, "cloud": CloudConfig}
+    return TEXT.format(config=table(Config), **{name: table(model) for name, model in sections.items()})
 
 
 def table(model: type[BaseModel]) -> str:

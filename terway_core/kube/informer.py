@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two attempts: doubled from the first to the last while the API does not answer.
 RETRY_FIRST, RETRY_LAST = 0.5, 30.0
+#: Seconds that a stop waits for a call that is under way.
+LAST_CALL: Final = 3.0
 #: A watch that ended sooner than this many seconds did not do well; an instance that is going away ends them.
 SHORT: Final = 1.0
 
@@ -76,13 +78,13 @@ class Informer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it. What is known stays readable."""
+        """End the thread. What is known stays readable."""
         self._stopping.set()
         with self._lock:
             watch = self._watch
         if watch:
             watch.close()
-        self._thread.join()
+        self._thread.join(LAST_CALL)
 
     def wait_synced(self, timeout: float) -> bool:
         """Wait until everything has been listed once; False when that did not happen in time (seconds)."""

@@ -48,4 +48,11 @@ NODES: Final = Resource(group="", version="v1", plural="nodes", kind="Node", nam
 NAMESPACES: Final = Resource(group="", version="v1", plural="namespaces", kind="Namespace", namespaced=False)
 EVENTS: Final = Resource(group="", version="v1", plural="events", kind="Event")
 SECRETS: Final = Resource(group="", version="v1", plural="secrets", kind="Secret")
+ACCESS_REVIEWS: Final = Resource(
+    group="authorization.k8s.io",
+    version="v1",
+    plural="selfsubjectaccessreviews",
+    kind="SelfSubjectAccessReview",
+    namespaced=False,
+)
 LEASES: Final = Resource(group="coordination.k8s.io", version="v1", plural="leases", kind="Lease")

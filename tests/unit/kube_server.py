@@ -32,6 +32,8 @@ class ApiServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self._running: Any = None
+        #: Calls a function where the server shall be: in a network namespace, say.
+        self.where: Callable[[Callable[[], None]], None] = lambda function: function()
 
     @contextmanager
     def running(self) -> Iterator[Self]:
@@ -42,6 +44,9 @@ class ApiServer:
             self.go()
 
     def come(self) -> None:
+        self.where(self._start)
+
+    def _start(self) -> None:
         self._running = serving(build_app(self.objects, self.served), port=self.port)
         self._running.__enter__()
 

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
-from terway_core.kube.resources import EVENTS, LEASES, NAMESPACES, NODES, PODS, SECRETS, Resource
+from terway_core.kube.resources import (
+    ACCESS_REVIEWS,
+    EVENTS,
+    LEASES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    SECRETS,
+    Resource,
+)
 from terway_core.lab.kubernetes.patches import merge, strategic
 from terway_core.lab.kubernetes.selectors import Predicate
 
@@ -47,6 +56,7 @@ BUILT_IN: Final[dict[Resource, bool]] = {
     SECRETS: False,
     EVENTS: False,
     LEASES: False,
+    ACCESS_REVIEWS: False,
     CRDS: True,
     Resource(group="apps", version="v1", plural="statefulsets", kind="StatefulSet"): True,
     Resource(group="apps", version="v1", plural="deployments", kind="Deployment"): True,

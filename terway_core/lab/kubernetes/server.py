@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from terway_core.kube.resources import Resource
+from terway_core.kube.resources import ACCESS_REVIEWS, Resource
 from terway_core.lab.kubernetes import selectors
 from terway_core.lab.kubernetes.objects import Object, Objects, Refusal
 
@@ -179,6 +179,8 @@ class _Api:
                 return web.json_response(_list(call.resource, found, version))
             case "create":
                 body = await _body(request)
+                if call.resource == ACCESS_REVIEWS:
+                    return web.json_response(self._review(body), status=201)
                 return web.json_response(objects.create(call.resource, body, call.namespace), status=201)
             case "update":
                 body = await _body(request)
@@ -195,6 +197,18 @@ class _Api:
                 body = await _body(request)
                 uid = str(body.get("preconditions", {}).get("uid") or "")
                 return web.json_response(objects.delete(*where, call.namespace, uid=uid))
+
+    def _review(self, review: Object) -> Object:
+        wanted = review["spec"]["resourceAttributes"]
+        resource = self._objects.kind(wanted.get("group", ""), "v1", wanted["resource"])
+        allowed = resource is not None
+        if resource:
+            call = Call(verb=wanted["verb"], resource=resource, subresource=wanted.get("subresource", ""))
+            try:
+                self._served.refuse(call)
+            except Refusal:
+                allowed = False
+        return {**review, "status": {"allowed": allowed}}
 
     async def _watch(self, request: web.Request, call: Call) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
