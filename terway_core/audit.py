@@ -1,4 +1,4 @@
-"""Compares what should be with what is: the journal, its addresses, the spool, the kernel, and the cloud.
+"""Compares what should be with what is: journal, addresses, spool, kernel, cloud, and the pods of Kubernetes.
 
 Works with and without a daemon, and changes nothing. While pods come and go a difference may be one that is
 just being made; what is still there the second time is real.
@@ -45,6 +45,10 @@ def audit(config: Config) -> list[str]:
     found += (f"kernel: {difference}" for difference in host.diff(Wiring(node=tuple(shared))))
     for record in records:
         found += _attachment(record, host)
+    if config.kube.enabled:
+        from terway_core.kube.check import audit_pods
+
+        found += audit_pods(config, records)
     found += (f"kernel: {stray.description} belongs to no attachment" for stray in state.strays(wirings))
     return found
 

@@ -34,6 +34,9 @@ def _print_status(answer: dict[str, Any]) -> None:
     for kind, count in answer["attachments"].items():
         typer.echo(f"  attachments {kind}: {count}")
     typer.echo(f"  waiting commands: {answer['queue']}")
+    if kube := answer["kube"]:
+        state = kube["problem"] or ("pods known" if kube["synced"] else "pods not listed yet")
+        typer.echo(f"  kubernetes: {state}")
     gc = answer["gc"]
     typer.echo(f"  last good gc round: {gc['seconds_since_good']:.0f} s ago")
     for problem in gc["problems"]:
@@ -95,7 +98,7 @@ def audit_node(config: ConfigFile = None, as_json: AsJson = False) -> None:
 
 
 def _examine(config: Config) -> list[Problem]:
-    return [*_drivers(config), *_daemon(config), *_plugin(config), *_shared(config)]
+    return [*_drivers(config), *_daemon(config), *_plugin(config), *_shared(config), *_kubernetes(config)]
 
 
 def _drivers(config: Config) -> list[Problem]:
@@ -179,6 +182,14 @@ def _shared(config: Config) -> list[Problem]:
         Problem(summary=f"{difference}, which pods rely on", remedy="bring it back with: terway gc")
         for difference in diff(Wiring(node=tuple(shared)), None)
     ]
+
+
+def _kubernetes(config: Config) -> list[Problem]:
+    if not config.kube.enabled:
+        return []
+    from terway_core.kube.check import examine
+
+    return examine(config)
 
 
 #: What libcni loads from the configuration folder.

@@ -1,7 +1,8 @@
 """The gc: finishes what was interrupted and takes away what nobody needs.
 
 One round does, in this order, what each later step relies on: DELs left in the spool, attachments that are
-dead, the drivers' own records, and what carries our mark in the kernel without being declared.
+dead or whose pod is gone, the drivers' own records, and what carries our mark in the kernel without being
+declared.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING
 from terway_core.cni.protocol import Command, parse_request
 from terway_core.daemon.lifecycle import Lifecycle
 from terway_core.daemon.shared import SharedObjects
-from terway_core.errors import TerwayError, UndecodableInput
+from terway_core.errors import KubeError, TerwayError, UndecodableInput
 from terway_core.registry import Drivers
-from terway_core.store import Record, Store
-from terway_core.types import Attachment, Node
+from terway_core.store import Record, State, Store
+from terway_core.types import Attachment, AttachmentKey, Node, Pod
 from terway_core.wiring.engine import Engine
 
 if TYPE_CHECKING:
+    from terway_core.kube.cluster import Cluster
     from terway_core.wiring.inspect import HostState
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,11 @@ class Report:
 
 
 class Collector:
-    """Runs rounds; one at a time."""
+    """Runs rounds; one at a time.
+
+    :param gone_after: seconds a pod must be missing in the API server before its network is taken from a
+        namespace that is still there.
+    """
 
     def __init__(
         self,
@@ -53,6 +59,9 @@ class Collector:
         node: Callable[[], Node],
         started: Callable[[], list[str]],
         spool: Path,
+        cluster: Cluster | None,
+        gone_after: float,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._drivers = drivers
@@ -62,6 +71,10 @@ class Collector:
         self._node = node
         self._started = started
         self._spool = spool
+        self._cluster = cluster
+        self._gone_after = gone_after
+        self._clock = clock
+        self._missing: dict[AttachmentKey, float] = {}  # in the API server, and since when
 
     def round(self, *, dry_run: bool = False) -> Report:
         """Do all of it. One thing that fails is reported and keeps nothing else from being done.
@@ -72,6 +85,7 @@ class Collector:
         steps: tuple[Callable[[Report, bool], None], ...] = (
             self._replay_spool,
             self._take_down_dead,
+            self._take_down_gone,
             self._ask_drivers,
             self._sweep_kernel,
         )
@@ -146,6 +160,57 @@ class Collector:
             if left := self._store.get(record.key):
                 raise TerwayError(left.problem)
         return f"attachment {record.key}"
+
+    def _take_down_gone(self, report: Report, dry_run: bool) -> None:
+        """Attachments whose namespace lives on but whose pod is not in the API server: the second time, and
+        some time after the first, because a pod that was deleted by force may still be ending."""
+        if self._cluster is None:
+            return
+        now = self._clock()
+        try:
+            missing = {
+                record.key: self._missing.get(record.key, now)
+                for record in self._store.records()
+                if record.state is State.READY and self._is_gone(record.attachment.pod)
+            }
+            seen_before = [key for key in missing if key in self._missing]
+            if not dry_run:
+                self._missing = missing
+            due = [key for key in seen_before if now - missing[key] >= self._gone_after]
+            if due and not self._cluster.node.exists():
+                raise TerwayError(
+                    "the API server has no node of our name, so that pods are missing there proves nothing; "
+                    "see node_name and kube.kubeconfig"
+                )
+        except KubeError as error:
+            # No problem of ours: nothing is taken from anybody, and a restart would not help.
+            log.info("pods not asked about", extra={"problem": str(error)})
+            return
+        for key in due:
+            try:
+                if line := self._take_down_missing(key, dry_run):
+                    report.released.append(line)
+            except TerwayError as error:
+                report.problems.append(f"attachment {key}: {error}")
+
+    def _is_gone(self, pod: Pod) -> bool:
+        assert self._cluster
+        return bool(pod.namespace and pod.name) and self._cluster.pods.is_gone(pod)
+
+    def _take_down_missing(self, key: AttachmentKey, dry_run: bool) -> str:
+        """What was taken down; ``""`` when it is needed after all, or somebody else sees to it."""
+        record = self._store.get(key)
+        if record is None or self._lifecycle.is_busy(record.attachment):
+            return ""
+        with self._lifecycle.turn(record.attachment):
+            current = self._store.get(key)
+            if current is None or self._lifecycle.may_be_needed(current):
+                return ""
+            if not dry_run:
+                self._lifecycle.take_down(current)
+                if left := self._store.get(key):
+                    raise TerwayError(left.problem)
+        return f"attachment {key} of {record.attachment.pod}, which the API server does not have"
 
     def _ask_drivers(self, report: Report, dry_run: bool) -> None:
         if dry_run:

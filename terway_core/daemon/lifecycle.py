@@ -13,7 +13,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from terway_core.cni.protocol import Request, result
 from terway_core.daemon.queue import Cancellation, SandboxLocks
@@ -21,6 +21,8 @@ from terway_core.daemon.shared import SharedObjects
 from terway_core.errors import (
     Drifted,
     InvalidEnvironment,
+    KubeError,
+    KubeUnavailable,
     RetryLater,
     TerwayError,
     UnknownAttachment,
@@ -31,6 +33,9 @@ from terway_core.types import Attachment, AttachmentKey, Node
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.netns import Namespace, NamespaceGone
 
+if TYPE_CHECKING:
+    from terway_core.kube.cluster import Cluster
+
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +45,7 @@ class Lifecycle:
     :param order: the configured modes, in the order in which they are asked for a pod.
     :param node: who we are; asked at each ADD, because it may be learned late.
     :param unavailable: mode → why its driver is not started; a driver that is has no entry.
+    :param cluster: knows the pods, if there is Kubernetes.
     :param clock: seconds since the epoch.
     """
 
@@ -53,6 +59,7 @@ class Lifecycle:
         order: Sequence[str],
         node: Callable[[], Node],
         unavailable: Mapping[str, str],
+        cluster: Cluster | None,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -62,6 +69,7 @@ class Lifecycle:
         self._order = order
         self._node = node
         self._unavailable = unavailable
+        self._cluster = cluster
         self._clock = clock
         with Namespace.current() as host:
             self._host = host.identity
@@ -119,6 +127,7 @@ class Lifecycle:
             if record and record.state is State.READY and record.netns_id == pod.identity:
                 log.info("add repeated", extra={"attachment": str(attachment.key)})
             else:
+                attachment = self._with_pod(attachment)
                 if record:
                     self.take_down(record)
                 for other in self._store.others_of(attachment):
@@ -135,6 +144,22 @@ class Lifecycle:
             request.prev_result,
             request.dns,
         )
+
+    def _with_pod(self, attachment: Attachment) -> Attachment:
+        """The attachment with all that Kubernetes knows of its pod.
+
+        :raises RetryLater: it knows of no such pod, or cannot be asked about one that is new here.
+        """
+        pod = attachment.pod
+        if self._cluster is None or not (pod.namespace and pod.name):
+            return attachment
+        try:
+            return replace(attachment, pod=self._cluster.pods.describe(pod))
+        except KubeUnavailable:
+            for record in self._store.others_of(attachment):  # the same pod's earlier sandbox
+                if pod.uid and record.attachment.pod.uid == pod.uid:
+                    return replace(attachment, pod=record.attachment.pod)
+            raise
 
     def _add_new(self, attachment: Attachment, pod: Namespace, cancellation: Cancellation) -> Record:
         node = self._node()
@@ -210,6 +235,9 @@ class Lifecycle:
     def collect(self, request: Request) -> None:
         """CNI GC: take down all attachments of the network but the valid ones.
 
+        With Kubernetes one whose pod and namespace are there stays, whatever the runtime has forgotten: a
+        new sandbox of the pod replaces it, and gc takes it down when the pod is gone.
+
         :raises TerwayError: some could not be; the others were, and the message counts both.
         """
         problems = []
@@ -218,7 +246,7 @@ class Lifecycle:
             if key.network != request.network or (key.container_id, key.ifname) in request.valid:
                 continue
             with self.turn(record.attachment):
-                if current := self._store.get(key):
+                if (current := self._store.get(key)) and not self.may_be_needed(current):
                     try:
                         self.take_down(current)
                     except TerwayError as error:
@@ -283,13 +311,27 @@ class Lifecycle:
         with contextlib.ExitStack() as stack:
             return not _pod_of(record, stack) and not self._engine.has_link(record.wiring, record.owner)
 
+    def may_be_needed(self, record: Record) -> bool:
+        """Its namespace is there, and Kubernetes does not say that its pod is gone.
+
+        Without Kubernetes nobody can tell, and the answer is no.
+        """
+        pod = record.attachment.pod
+        if self._cluster is None or not (pod.namespace and pod.name) or self.is_dead(record):
+            return False
+        try:
+            return not self._cluster.pods.is_gone(pod)
+        except KubeError as error:
+            log.info("pod not asked about", extra={"pod": str(pod), "problem": str(error)})
+            return True
+
     def _lock_names(self, attachment: Attachment) -> list[str]:
         names = [_lock_name(attachment)]
         pod = attachment.pod
         if not pod.name and (record := self._store.get(attachment.key)):
             pod = record.attachment.pod
         if pod.name:
-            names.append(f"pod {pod.namespace}/{pod.name}")
+            names.append(f"pod {pod}")
         return names
 
 

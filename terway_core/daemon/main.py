@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from terway_core import __version__
 from terway_core.cloud import Cloud
@@ -29,12 +29,16 @@ from terway_core.daemon.queue import WorkQueue
 from terway_core.daemon.server import Server
 from terway_core.daemon.shared import SharedObjects
 from terway_core.daemon.starter import Starter
+from terway_core.daemon.telling import Teller
 from terway_core.eni.model import Holds
 from terway_core.errors import IOFailure, RetryLater, TerwayError
 from terway_core.registry import Drivers
 from terway_core.store import Store
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.objects import describe
+
+if TYPE_CHECKING:
+    from terway_core.kube.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,9 @@ class Daemon:
         self._last_report = Report()
         self._started_at = clock()
         self._lock_file = _lock(config.run_dir)
+        self.cluster = _cluster(config, clock)
+        self.teller = Teller(self.cluster)
+        self.teller.report(lambda: self.starter.pool)
         self.store = Store(config.database)
         self.engine = Engine()
         self.metrics = Metrics(self._count_attachments)
@@ -89,6 +96,7 @@ class Daemon:
             self.store,
             Cloud(config.cloud, observer=self.metrics),
             self.engine.find_link,
+            self.cluster,
             clock,
         )
         self._shared = SharedObjects(self.engine)
@@ -100,6 +108,7 @@ class Daemon:
             order=config.drivers,
             node=self.starter.node,
             unavailable=self.starter.unavailable,
+            cluster=self.cluster,
             clock=clock,
         )
         self.collector = Collector(
@@ -111,6 +120,9 @@ class Daemon:
             node=self.starter.node,
             started=self.starter.started,
             spool=config.spool,
+            cluster=self.cluster,
+            gone_after=config.kube.gone_after,
+            clock=clock,
         )
 
     # -- running ------------------------------------------------------------------------------------------
@@ -127,6 +139,8 @@ class Daemon:
         thread.start()
         log.info("listening", extra={"socket": str(self.config.socket), "version": __version__})
         try:
+            if self.cluster:
+                self.cluster.start()
             self._come_up()
             self._loop()
         finally:
@@ -138,6 +152,8 @@ class Daemon:
             server.server_close()
             self.config.socket.unlink(missing_ok=True)
             self.starter.stop()
+            if self.cluster:
+                self.cluster.stop()
             self.engine.close()
             self.store.close()
             self._lock_file.close()
@@ -159,10 +175,14 @@ class Daemon:
                 self._shared.remember(record.key, record.wiring.node)
 
     def _come_up(self) -> None:
-        self.starter.start()
+        self._start_drivers()
         report = self.collector.recover()
         log.info("recovered", extra=report.to_json())
         self._become_ready()
+
+    def _start_drivers(self) -> None:
+        self.starter.start()
+        self.teller.not_started(self.starter.unavailable)
 
     def _become_ready(self) -> bool:
         """Put the conflist in place if every configured driver runs; False says that it is too early."""
@@ -178,6 +198,8 @@ class Daemon:
             return False
         self._conflist_problem = ""
         self._ready = True
+        if self.cluster:
+            self.cluster.node.serve()
         _notify("READY=1")
         log.info("ready", extra={"drivers": list(self.config.drivers)})
         return True
@@ -193,7 +215,7 @@ class Daemon:
             if self._stopping.wait(max(0.0, pause)):
                 return
             if not self._ready:
-                self.starter.start()
+                self._start_drivers()
                 retry_in = RETRY_FIRST if self._become_ready() else min(2 * retry_in, RETRY_LAST)
             for mode in self.config.drivers:
                 self.metrics.driver_started.labels(mode).set(mode not in self.starter.unavailable)
@@ -289,6 +311,7 @@ class Daemon:
                 for (driver, state), count in sorted(self._count_attachments().items())
             },
             "queue": len(self.line),
+            "kube": self.cluster and self.cluster.status(),
             "gc": {
                 **self._last_report.to_json(),
                 "seconds_since_good": round(time.monotonic() - self._last_good_round, 1),
@@ -390,6 +413,14 @@ def serve(config: Config) -> None:
 
     threading.Thread(target=wait_for_signal, name="signals", daemon=True).start()
     daemon.run()
+
+
+def _cluster(config: Config, clock: Callable[[], float]) -> Cluster | None:
+    if not config.kube.enabled:
+        return None
+    from terway_core.kube.cluster import Cluster  # loads the client: 35 MiB
+
+    return Cluster(config, clock)
 
 
 def _lock(run_dir: Path) -> Any:

@@ -217,13 +217,16 @@ def serve(daemon: Daemon, request: Request) -> dict[str, Any] | None:
                 raise NotReady("; ".join(problems))
             return None
         case Command.ADD, attachment if attachment:
-            with (
-                lifecycle.turn_to_add(attachment) as cancellation,
-                daemon.line.place(timeout=LINE_TIMEOUT, cancellation=cancellation),
-            ):
-                if problems := daemon.readiness_problems():
-                    raise RetryLater(f"terway cannot serve yet: {'; '.join(problems)}")
-                return lifecycle.add(request, cancellation)
+            with daemon.teller.adding(attachment) as tell:
+                with (
+                    lifecycle.turn_to_add(attachment) as cancellation,
+                    daemon.line.place(timeout=LINE_TIMEOUT, cancellation=cancellation),
+                ):
+                    if problems := daemon.readiness_problems():
+                        raise RetryLater(f"terway cannot serve yet: {'; '.join(problems)}")
+                    answer = lifecycle.add(request, cancellation)
+                tell(answer)
+            return answer
         case Command.DEL, attachment if attachment:
             with lifecycle.turn_to_delete(attachment), daemon.line.place(timeout=LINE_TIMEOUT):
                 lifecycle.delete(request)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from terway_core.cloud import Cloud
 from terway_core.config import Config
 from terway_core.daemon.node import describe_node
-from terway_core.errors import RetryLater, TerwayError
+from terway_core.errors import KubeError, RetryLater, TerwayError
 from terway_core.registry import Drivers
 from terway_core.store import Store
-from terway_core.types import Node, Services
+from terway_core.types import IPNetwork, Node, Services
 
 if TYPE_CHECKING:
     from terway_core.eni.pool import Pool
+    from terway_core.kube.cluster import Cluster
     from terway_core.wiring.netlink import FoundLink
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Starter:
         store: Store,
         cloud: Cloud,
         find_link: Callable[[str], FoundLink | None],
+        cluster: Cluster | None,
         clock: Callable[[], float],
     ) -> None:
         self._config = config
@@ -43,6 +46,7 @@ class Starter:
         self._cloud = cloud
         self._clock = clock
         self._find_link = find_link
+        self._cluster = cluster
         self._node: Node | None = None
         self.pool: Pool | None = None
         self.unavailable: dict[str, str] = dict.fromkeys(config.drivers, "the daemon is starting")
@@ -66,6 +70,8 @@ class Starter:
                 self.unavailable.update(dict.fromkeys(self.unavailable, str(error)))
                 log.warning("node unknown", extra={"problem": str(error)})
                 return
+        if self._cluster and not self._node.pod_cidrs:
+            self._node = replace(self._node, pod_cidrs=_pod_cidrs(self._cluster))
         for mode in tuple(self.unavailable):
             services = Services(
                 options=self._config.options.get(mode, {}),
@@ -73,6 +79,7 @@ class Starter:
                 store=self._store,
                 cloud=self._cloud,
                 eni_pool=self._start_pool,
+                kube=self._cluster,
                 clock=self._clock,
             )
             try:
@@ -106,3 +113,12 @@ class Starter:
                 log.error("driver did not stop", extra={"driver": mode, "problem": str(error)})
         if self.pool:
             self.pool.stop()
+
+
+def _pod_cidrs(cluster: Cluster) -> tuple[IPNetwork, ...]:
+    """What Kubernetes has given this node; who needs it and finds nothing is started again later."""
+    try:
+        return cluster.node.pod_cidrs()
+    except KubeError as error:
+        log.warning("pod CIDR unknown", extra={"problem": str(error)})
+        return ()

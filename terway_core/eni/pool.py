@@ -23,7 +23,7 @@ from terway_core.eni.model import Eni, EniAddress, EniState, Holds, Limits, Tags
 from terway_core.eni.planner import Planner, View
 from terway_core.eni.reconcile import SECOND_LOOK, Reconciler, primary_of
 from terway_core.eni.rows import Grant, Rows
-from terway_core.eni.shortage import explain, may_end
+from terway_core.eni.shortage import explain, is_short, may_end
 from terway_core.eni.supplier import Place, Supplier
 from terway_core.errors import InvalidConfig, NoAddress, RetryLater, TerwayError
 from terway_core.store import Store
@@ -358,6 +358,27 @@ class Pool:
         """What those in line wait for."""
         with self._rows.changed:
             return [ticket.use for ticket in self._line]
+
+    def shortages(self) -> list[str]:
+        """For each use that has nothing left for the next pod, why."""
+        supplier = self._started()
+        with self._rows.changed:
+            view = self._view(supplier)
+            return [
+                self._why(supplier, use)
+                for use in sorted(self._uses)
+                if is_short(view, self._planner, use, self._config.wait)
+            ]
+
+    def capacity(self) -> int:
+        """How many pods can have an ENI of their own: those that have, and as many as there is place for."""
+        supplier = self._started()
+        with self._rows.changed:
+            own = sum(
+                eni.use == "exclusive" and eni.state is not EniState.DELETING
+                for eni in self._rows.enis.values()
+            )
+            return own + self._planner.can_create(self._view(supplier))
 
     def describe(self) -> list[dict[str, Any]]:
         """For people and metrics: each ENI, and its addresses by state."""

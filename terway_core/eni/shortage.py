@@ -23,6 +23,21 @@ def may_end(view: View, use: Use, within: float) -> bool:
     )
 
 
+def is_short(view: View, planner: Planner, use: Use, within: float) -> bool:
+    """Whether the next pod would wait in vain: nothing is free, on its way, or to be had."""
+    if use == "exclusive":
+        free = any(
+            eni.use == use and eni.state is EniState.READY and not eni.owner and eni.rests_until <= view.now
+            for eni in view.enis.values()
+        )
+    else:
+        free = any(row.free(view.now) for rows in view.addresses.values() for row in rows)
+    if free or may_end(view, use, within):
+        return False
+    to_be_had = planner.can_create(view) > 0 or (use == "shared" and planner.has_room(view))
+    return view.holds.calling or not to_be_had or set(view.vswitches) <= view.exhausted
+
+
 def explain(view: View, planner: Planner, use: Use, last_error: str) -> str:
     """The causes of a shortage, as far as they are known, and what to do."""
     limits = view.limits

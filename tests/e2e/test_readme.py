@@ -77,11 +77,11 @@ def test_show_and_metrics(node):
 
 
 def test_configuration_is_valid(tmp_path):
-    (block,) = blocks("yaml")
     path = tmp_path / "config.yaml"
-    path.write_text(block)
+    path.write_text("".join(blocks("yaml")))
     config = load_config(path, env={})
     assert config.drivers == ("vpc",)
+    assert config.kube.enabled
     assert {"pod_cidrs", "cluster_cidrs"} == set(config.options["vpc"])
 
 

@@ -25,10 +25,13 @@ class Rig:
         self.drivers = Drivers()
         self.drivers.register("vpc", VpcDriver())
 
-    def start(self, *pod_cidrs, **options):
+    def start(self, *pod_cidrs, node=NODE, kube=None, **options):
+        if pod_cidrs:
+            options["pod_cidrs"] = pod_cidrs
         services = Services(
-            options={"pod_cidrs": pod_cidrs, "cluster_cidrs": CLUSTER, **options},
-            node=NODE,
+            options={"cluster_cidrs": CLUSTER, **options},
+            node=node,
+            kube=kube,
             store=self.store,
             cloud=NoCloud(),
             eni_pool=None,
@@ -62,6 +65,29 @@ def rig(terway_store, terway_clock):
 
 def words(objects):
     return [describe(obj) for obj in objects]
+
+
+# -- pod CIDRs of Kubernetes --------------------------------------------------------------------------------
+
+
+def test_pod_cidrs_of_the_node_object(rig):
+    rig.start(node=replace(NODE, pod_cidrs=(ip_network(V4), ip_network(V6))), kube=object())
+    assert [str(address) for address in rig.allocate(1).addresses] == ["172.20.1.1/32", "fd00:1::1/128"]
+
+
+def test_configured_pod_cidrs_win(rig):
+    rig.start(V4, node=replace(NODE, pod_cidrs=(ip_network("172.20.9.0/24"),)), kube=object())
+    assert [str(address) for address in rig.allocate(1).addresses] == ["172.20.1.1/32"]
+
+
+def test_node_object_without_a_pod_cidr_yet(rig):
+    with pytest.raises(RetryLater, match="none to node node-1"):
+        rig.start(kube=object())
+
+
+def test_no_pod_cidr_and_no_kubernetes(rig):
+    with pytest.raises(InvalidConfig, match=r"options\.vpc\.pod_cidrs"):
+        rig.start()
 
 
 # -- leases -----------------------------------------------------------------------------------------------

@@ -568,3 +568,46 @@ def test_many_pods_come_and_go_at_once(make_node, account):
         time.sleep(0.01)
     assert node.in_cloud() == node.in_rows()
     assert node.audit() == []
+
+
+# -- what Kubernetes is told ------------------------------------------------------------------------------
+
+
+def test_a_pool_with_room_is_not_short(make_node):
+    node = make_node()
+    pool = node.boot("shared", "exclusive")
+    assert pool.shortages() == []  # nothing is there, but it can be had
+    node.allocate("pod-1")
+    assert pool.shortages() == []
+
+
+def test_a_full_vswitch_is_a_shortage_until_somebody_leaves(make_node, account):
+    small = account.add_vswitch("192.168.2.0/28")  # 12 are usable
+    node = make_node(vswitch_ids=(small.vswitch_id,), cooldown=0)
+    pool = node.boot()
+    node.burst(12)
+    with pytest.raises(NoAddress):
+        node.allocate("pod-12")
+    (shortage,) = pool.shortages()
+    assert small.vswitch_id in shortage
+    pool.release("pod-0")
+    assert pool.shortages() == []
+
+
+def test_held_calls_are_a_shortage_of_a_pool_without_a_free_address(make_node):
+    node = make_node()
+    pool = node.boot()
+    node.allocate("pod-1")
+    pool.hold(Holds(calling=True))
+    (shortage,) = pool.shortages()
+    assert "held" in shortage
+
+
+def test_capacity_is_what_is_there_and_what_there_is_place_for(make_node):
+    node = make_node(max_enis=3, instance_type="ecs.g7.4xlarge")
+    pool = node.boot("shared", "exclusive")
+    assert pool.capacity() == 3
+    node.allocate("pod-1", "exclusive")
+    assert pool.capacity() == 3
+    node.allocate("pod-2")  # makes an ENI that pods share
+    assert pool.capacity() == 2

@@ -20,6 +20,7 @@ from terway_core.types import (
     Lease,
     Node,
     Outcome,
+    Pod,
     Problem,
     Services,
     Wiring,
@@ -42,6 +43,8 @@ from terway_driver_eni.options import Options
 if TYPE_CHECKING:
     from terway_core.eni.pool import Pool
 
+#: With Kubernetes, what a pod requests to get an ENI, and what the scheduler counts.
+RESOURCE: Final = "aliyun/eni"
 #: The pod's end of the pair that leads into the host's stack.
 HOST_PEER: Final = "veth1"
 
@@ -52,11 +55,19 @@ class EniDriver:
     def __init__(self) -> None:
         self._options = Options()
         self._pool: Pool | None = None
+        self._on_request = False
 
     @hookimpl
     def terway_start(self, services: Services) -> None:
         self._options = parse_options(Options, "eni", services.options)
-        self._pool = services.eni_pool("exclusive")
+        self._pool = pool = services.eni_pool("exclusive")
+        self._on_request = services.kube is not None and not self._options.every_pod
+        if services.kube:
+            services.kube.node.offer(RESOURCE, pool.capacity)
+
+    @hookimpl
+    def terway_claim(self, pod: Pod, node: Node) -> bool:
+        return not self._on_request or pod.requests.get(RESOURCE, 0) > 0
 
     @hookimpl
     def terway_allocate(self, attachment: Attachment, node: Node) -> Lease:

@@ -16,6 +16,10 @@ class Options(BaseModel):
         True,
         description="Give each pod `veth1`, by which Services and `host_stack_cidrs` go through the host.",
     )
+    every_pod: bool = Field(
+        False,
+        description="With Kubernetes: serve pods that do not request `aliyun/eni`, too.",
+    )
     host_stack_cidrs: tuple[IPv4Network | IPv6Network, ...] = Field(
         (),
         description="More destinations that go through the host's stack (169.254.20.10/32: node-local DNS).",

@@ -40,7 +40,15 @@ class VpcDriver:
 
     @hookimpl
     def terway_start(self, services: Services) -> None:
-        self._options = parse_options(Options, "vpc", services.options)
+        options = dict(services.options)
+        if "pod_cidrs" not in options and services.kube:
+            if not services.node.pod_cidrs:
+                raise RetryLater(
+                    "no pod CIDR is known: options.vpc.pod_cidrs is absent, and Kubernetes has given none to "
+                    f"node {services.node.name}, or could not be asked"
+                )
+            options["pod_cidrs"] = services.node.pod_cidrs
+        self._options = parse_options(Options, "vpc", options)
         self._pools = tuple(
             AddressPool(
                 services.store,

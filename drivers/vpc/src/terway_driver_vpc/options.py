@@ -18,7 +18,8 @@ class Options(BaseModel):
     pod_cidrs: tuple[Cidr, ...] = Field(
         min_length=1,
         max_length=2,
-        description="This node's share of the pod range: IPv4, IPv6, or one of each.",
+        description="This node's share of the pod range: IPv4, IPv6, or one of each. With Kubernetes it may "
+        "be absent and is read from the node's object.",
     )
     cluster_cidrs: tuple[Cidr, ...] = Field(
         min_length=1, description="The pod range of the whole cluster; reached without NAT."
