@@ -87,7 +87,8 @@ def test_answered_calls_make_it_faster_up_to_the_full_rate_but_not_to_a_burst(
     for _ in range(RECOVERY + 5):
         waits.append(limiter.wait(ACTION, FOREVER))
         limiter.answered(ACTION)
-    assert waits[1:] == sorted(waits[1:], reverse=True)
+    rounded = [round(wait, 6) for wait in waits[1:]]  # differences of a clock, not exact
+    assert rounded == sorted(rounded, reverse=True)
     assert waits[-1] == pytest.approx(WINDOW / OTHER_LIMIT)
     assert calls_within(limiter, clock, WINDOW) == pytest.approx(OTHER_LIMIT, abs=1)
     clock.now += WINDOW
