@@ -18,6 +18,7 @@ from terway_core.lab.state import (
     DEFAULT_FOLDER,
     DEFAULT_INSTANCE_TYPE,
     IpStack,
+    Kubernetes,
     Lab,
     LabError,
     Spec,
@@ -57,6 +58,17 @@ PodNamespace = Annotated[str, typer.Option("--namespace", help="The pod's Kubern
 Command = Annotated[list[str], typer.Argument(help="The command and its arguments, after --.")]
 
 
+def _pairs(name: str, text: str) -> Any:
+    return typer.Option(name, metavar="NAME=VALUE", help=f"{text} May be given several times.")
+
+
+def _mapping(pairs: Sequence[str] | None) -> dict[str, str]:
+    split = [pair.partition("=") for pair in pairs or ()]
+    if wrong := [name for name, equals, _ in split if not equals]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not NAME=VALUE")
+    return {name: value for name, _, value in split}
+
+
 @app.command("up")
 def lab_up(
     folder: LabFolder = DEFAULT_FOLDER,
@@ -65,13 +77,23 @@ def lab_up(
     ip_stack: Stack = "ipv4",
     instance_type: InstanceType = DEFAULT_INSTANCE_TYPE,
     vswitches: VSwitches = None,
+    kubernetes: Annotated[
+        bool,
+        typer.Option(
+            "--kubernetes",
+            help="With an API server: kube-apiserver and etcd of $KUBEBUILDER_ASSETS, else a simulated one.",
+        ),
+    ] = False,
 ) -> None:
     """Build a lab: the region, its network, and nodes with a daemon each."""
     from terway_core.lab.build import up
 
     lab = Lab(folder)
+    spec = _spec(nodes, drivers, ip_stack, instance_type, vswitches, kubernetes)
     with _progress() as show:
-        up(lab, _spec(nodes, drivers, ip_stack, instance_type, vswitches), show)
+        up(lab, spec, show)
+    if kubernetes:
+        typer.echo(f"{spec.kubernetes} API server: kubeconfig {lab.kubeconfig}")
     for node in lab.nodes:
         typer.echo(f"{node.name} is ready: netns {node.netns.name}, log {node.log}")
 
@@ -108,7 +130,7 @@ def lab_env(folder: LabFolder = DEFAULT_FOLDER, as_json: AsJson = False) -> None
     if as_json:
         print_json(found)
         return
-    parts = {"region": found["region"], "internet": found["internet"]}
+    parts = {name: found[name] for name in ("region", "kubernetes", "internet") if name in found}
     parts |= {node["name"]: node for node in found["nodes"]}
     for part, values in parts.items():
         for name, value in values.items():
@@ -179,7 +201,13 @@ def lab_demo(
 
 @pod_app.command("add")
 def pod_add(
-    node: NodeName, name: PodName, folder: LabFolder = DEFAULT_FOLDER, namespace: PodNamespace = "default"
+    node: NodeName,
+    name: PodName,
+    folder: LabFolder = DEFAULT_FOLDER,
+    namespace: PodNamespace = "default",
+    labels: Annotated[list[str] | None, _pairs("--label", "With Kubernetes: a label.")] = None,
+    annotations: Annotated[list[str] | None, _pairs("--annotation", "An annotation.")] = None,
+    requests: Annotated[list[str] | None, _pairs("--request", "A request, as aliyun/eni=1.")] = None,
 ) -> None:
     """Start a pod on a node."""
     from terway_core.lab.paths import endpoints
@@ -189,7 +217,13 @@ def pod_add(
     runtime = Runtime(lab.node(node))
     if name in endpoints(lab):
         raise LabError(f"{name!r} is in the lab already; choose another name")
-    pod = runtime.run_pod(name, namespace)
+    pod = runtime.run_pod(
+        name,
+        namespace,
+        labels=_mapping(labels),
+        annotations=_mapping(annotations),
+        requests=_mapping(requests),
+    )
     typer.echo(f"{name} on {node}: {' '.join(map(str, pod.addresses))}")
 
 
@@ -271,7 +305,12 @@ def _installed_modes() -> tuple[str, ...]:
 
 
 def _spec(
-    nodes: int, drivers: str, ip_stack: IpStack, instance_type: str, vswitches: Sequence[str] | None = None
+    nodes: int,
+    drivers: str,
+    ip_stack: IpStack,
+    instance_type: str,
+    vswitches: Sequence[str] | None = None,
+    kubernetes: bool = False,
 ) -> Spec:
     return Spec(
         nodes=nodes,
@@ -279,7 +318,14 @@ def _spec(
         ip_stack=ip_stack,
         instance_type=instance_type,
         vswitches=tuple(vswitches or ()),
+        kubernetes=_api_server() if kubernetes else "none",
     )
+
+
+def _api_server() -> Kubernetes:
+    from terway_core.lab.kubernetes import real
+
+    return "real" if real.find() else "simulated"
 
 
 @contextmanager

@@ -202,7 +202,7 @@ class KubeClient:
         body: Mapping[str, Any] = patch
         if kind == "apply":
             query["force"] = "true"
-            body = _typed(resource, patch)
+            body = _typed(resource, {**patch, "metadata": {**patch.get("metadata", {}), "name": name}})
         return self._call(
             "PATCH",
             resource,
@@ -214,13 +214,24 @@ class KubeClient:
             content_type=_PATCH_TYPES[kind],
         )
 
-    def delete(self, resource: Resource, name: str, namespace: str = "", *, uid: str = "") -> None:
+    def delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str = "",
+        *,
+        uid: str = "",
+        grace_seconds: int | None = None,
+    ) -> None:
         """Delete an object, or ask its finalizers to.
 
         :param uid: delete only this one and not another that has taken its name.
+        :param grace_seconds: how long a pod may take to end; 0: its object goes at once.
         :raises KubeNotFound: there is none. :raises KubeConflict: it is another one.
         """
-        body = {"preconditions": {"uid": uid}} if uid else None
+        body: dict[str, Any] = {"preconditions": {"uid": uid}} if uid else {}
+        if grace_seconds is not None:
+            body["gracePeriodSeconds"] = grace_seconds
         self._call("DELETE", resource, name, namespace, body=body)
 
     # -- transport ----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Resource:
 
     def describe(self, name: str = "", namespace: str = "") -> str:
         """For messages: ``pods default/web-0``."""
-        return f"{self.plural} {namespace}/{name}" if namespace else f"{self.plural} {name}".strip()
+        return " ".join(filter(None, [self.plural, "/".join(filter(None, [namespace, name]))]))
 
 
 PODS: Final = Resource(group="", version="v1", plural="pods", kind="Pod")

@@ -17,6 +17,7 @@ from terway_core.cli.client import ask
 from terway_core.errors import IOFailure
 from terway_core.lab import fabric
 from terway_core.lab.api.instance_types import INSTANCE_TYPES
+from terway_core.lab.cluster import Cluster
 from terway_core.lab.nodes import ENI_MODES, executable, install, start_daemon
 from terway_core.lab.process import Process, spawn
 from terway_core.lab.state import Lab, LabError, NodeFiles, Spec, open_netns, recall, remember
@@ -88,12 +89,13 @@ def down(lab: Lab) -> bool:
 
 
 def status(lab: Lab) -> list[Health]:
-    """The lab's processes: the region's, then one daemon for each node.
+    """The lab's processes: the region's, those of a real API server, then one daemon for each node.
 
     :raises LabError: there is no lab.
     """
     return [
         _health("region", lab.region_dir, lab.region_log, partial(_region_serves, lab)),
+        *_cluster_health(lab),
         *(_health(node.name, node.folder, node.log, partial(_daemon_serves, node)) for node in lab.nodes),
     ]
 
@@ -137,8 +139,12 @@ def _build(lab: Lab, spec: Spec, progress: Progress) -> None:
     for _ in _until(partial(_region_serves, lab), region, "the region", lab.region_log):
         progress(0.1, "starting the region")
 
+    cluster = _start_cluster(lab, progress) if spec.kubernetes != "none" else None
+
     def start(number: int, node: NodeFiles) -> Process:
         install(node, number, spec)
+        if cluster:
+            cluster.install(node)
         return start_daemon(node)
 
     progress(0.3, "starting the nodes")
@@ -147,6 +153,23 @@ def _build(lab: Lab, spec: Spec, progress: Progress) -> None:
     for number, (node, daemon) in enumerate(zip(lab.nodes, daemons, strict=True)):
         for _ in _until(partial(_daemon_serves, node), daemon, f"the daemon of {node.name}", node.log):
             progress(0.6 + 0.4 * number / spec.nodes, f"waiting for {node.name}")
+
+
+def _start_cluster(lab: Lab, progress: Progress) -> Cluster:
+    cluster = Cluster(lab)
+    started = cluster.start() or [("the region", _running(lab.region_dir), lab.region_log)]
+    for name, process, log in started:
+        last = process is started[-1][1]
+        for _ in _until(cluster.serves if last else lambda: True, process, name, log):
+            progress(0.2, f"starting {name}")
+    cluster.populate()
+    return cluster
+
+
+def _running(folder: Path) -> Process:
+    process = recall(folder)
+    assert process, f"{folder} has a process"
+    return process
 
 
 def _start_region(lab: Lab) -> Process:
@@ -194,6 +217,13 @@ def _health(name: str, folder: Path, log: Path, serves: Callable[[], bool]) -> H
     if process is None or not process.alive:
         return Health(name=name, pid=pid, state="dead", log=log)
     return Health(name=name, pid=pid, state="ready" if serves() else "not ready", log=log)
+
+
+def _cluster_health(lab: Lab) -> Iterator[Health]:
+    if lab.spec.kubernetes == "real":
+        serves = Cluster(lab).serves
+        for name in ("etcd", "apiserver"):
+            yield _health(name, lab.kubernetes_dir / name, lab.kubernetes_dir / f"{name}.log", serves)
 
 
 def _check(lab: Lab, spec: Spec) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from terway_core.lab import fabric
 from terway_core.lab.api import Region
+from terway_core.lab.cluster import Cluster
 from terway_core.lab.state import Lab
 
 
@@ -39,6 +40,7 @@ def describe(lab: Lab) -> dict[str, Any]:
             "socket": str(lab.region_socket),
             "log": str(lab.region_log),
         },
+        **({"kubernetes": _kubernetes(lab)} if spec.kubernetes != "none" else {}),
         "internet": {
             "netns": str(lab.netns("internet")),
             "addresses": [str(fabric.INTERNET_HOST)]
@@ -64,4 +66,13 @@ def describe(lab: Lab) -> dict[str, Any]:
             }
             for node in lab.nodes
         ],
+    }
+
+
+def _kubernetes(lab: Lab) -> dict[str, str]:
+    return {
+        "kind": lab.spec.kubernetes,
+        "server": Cluster(lab).server,
+        "kubeconfig": str(lab.kubeconfig),
+        "netns": str(lab.netns("switch")),
     }

@@ -68,6 +68,9 @@ SERVICE_IPV6_CIDR: Final = IPv6Network("fd21::/112")
 
 METADATA: Final = IPv4Address("100.100.100.200")
 OPENAPI: Final = IPv4Address("100.100.0.10")
+#: Where the API server of a lab with Kubernetes listens.
+KUBERNETES: Final = IPv4Address("100.100.0.20")
+KUBERNETES_PORT: Final = 6443
 
 INTERNET_CIDR: Final = IPv4Network("203.0.113.0/24")
 INTERNET_IPV6_CIDR: Final = IPv6Network("2001:db8:ffff::/64")
@@ -135,7 +138,7 @@ def backbone(vswitches: Sequence[VSwitch]) -> Wiring:
         Sysctl(key="ipv4/conf/default/rp_filter", value="0"),
         *(
             Address(dev="lo", address=ip_interface(address))
-            for address in (*(vswitch.gateway for vswitch in vswitches), OPENAPI, METADATA)
+            for address in (*(vswitch.gateway for vswitch in vswitches), OPENAPI, METADATA, KUBERNETES)
         ),
         Veth(name=_INTERNET, peer="eth0", mac=_NAT_MAC, peer_mac=_INTERNET_MAC),
         Address(dev=_INTERNET, address=ip_interface((NAT_GATEWAY, INTERNET_CIDR.prefixlen))),

@@ -21,7 +21,8 @@ def _vpc_options(number: int, spec: Spec) -> dict[str, Any]:
     own = {4: fabric.pod_cidr(number), 6: fabric.pod_ipv6_cidr(number)}
     cluster = {4: fabric.POD_CIDR, 6: fabric.POD_IPV6_CIDR}
     return {
-        "pod_cidrs": [str(own[version]) for version in versions],
+        # With Kubernetes it is in the node's object.
+        **({"pod_cidrs": [str(own[version]) for version in versions]} if spec.kubernetes == "none" else {}),
         "cluster_cidrs": [str(cluster[version]) for version in versions],
         "route_controller": True,
     }
@@ -53,6 +54,11 @@ def configuration(node: NodeFiles, number: int, spec: Spec) -> dict[str, Any]:
         "run_dir": str(node.run_dir),
         "cni_bin_dir": str(node.cni_bin_dir),
         "cni_conf_dir": str(node.cni_conf_dir),
+        **(
+            {"kube": {"enabled": True, "kubeconfig": str(node.kubeconfig)}}
+            if spec.kubernetes != "none"
+            else {}
+        ),
         "cloud": {
             "region_id": fabric.REGION_ID,
             "vpc_endpoint": endpoint,

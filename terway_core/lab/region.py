@@ -1,5 +1,7 @@
 """The process behind a lab: the region's OpenAPI, its metadata service, and the network that obeys them.
 
+A simulated Kubernetes API server, if the lab has one, lives here too.
+
 ``python -m terway_core.lab.region FOLDER`` runs in the switch's namespace. Whatever a client asks of the API,
 be it a route entry, an ENI or an address, is carried out in the network before the client reads that it is.
 """
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from terway_core.lab import api, fabric, metadata
+from terway_core.lab import api, fabric, kubernetes, metadata
 from terway_core.lab.state import Lab
 from terway_core.lab.switch import Switch
 from terway_core.wiring.engine import Engine
@@ -41,6 +43,10 @@ async def serve(lab: Lab) -> None:
     await web.TCPSite(instances, str(fabric.METADATA), 80).start()
     await web.TCPSite(openapi, str(fabric.OPENAPI), 80).start()
     await web.UnixSite(openapi, str(lab.region_socket)).start()
+    if lab.spec.kubernetes == "simulated":
+        cluster = web.AppRunner(kubernetes.build_app(kubernetes.Objects()), access_log=None)
+        await cluster.setup()
+        await web.TCPSite(cluster, str(fabric.KUBERNETES), fabric.KUBERNETES_PORT).start()
     with switch.watching():
         await asyncio.Event().wait()
 

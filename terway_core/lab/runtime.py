@@ -17,12 +17,12 @@ import random
 import secrets
 import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from terway_core.errors import TerwayError
 from terway_core.lab.state import Lab, LabError, NodeFiles, open_netns
@@ -30,9 +30,15 @@ from terway_core.wiring.engine import Engine
 from terway_core.wiring.netns import NETNS_DIR, Namespace, create_netns, delete_netns
 from terway_core.wiring.objects import IPAddress, LinkUp
 
+if TYPE_CHECKING:
+    from terway_core.lab.kubelet import Kubelet
+
 IFNAME = "eth0"
 #: What the kubelet gives a CRI call before it gives up (``--runtime-request-timeout``), in seconds.
 TIME_LIMIT = 120
+
+
+_NOTHING: Mapping[str, str] = {}
 
 
 class PluginFailed(LabError):
@@ -68,18 +74,43 @@ class Runtime:
 
     def __init__(self, node: NodeFiles) -> None:
         self._node = node
+        self._kubelet = _kubelet(node)
 
-    def run_pod(self, name: str, namespace: str = "default") -> Sandbox:
-        """Make a sandbox and attach it to the node's network.
+    def run_pod(
+        self,
+        name: str,
+        namespace: str = "default",
+        *,
+        labels: Mapping[str, str] = _NOTHING,
+        annotations: Mapping[str, str] = _NOTHING,
+        requests: Mapping[str, str] = _NOTHING,
+    ) -> Sandbox:
+        """Make a sandbox and attach it to the node's network; with Kubernetes, for a new pod.
 
+        :param requests: extended resources, such as ``aliyun/eni``.
         :raises LabError: the name is taken, or the node has no network.
         :raises PluginFailed: the ADD failed; nothing is left of the sandbox.
+        :raises KubeError: the API server refused the pod.
         """
+        if self._kubelet is None:
+            if labels or annotations or requests:
+                raise LabError("only pods of Kubernetes have labels, annotations and requests")
+            return self._run_sandbox(name, namespace, str(uuid.uuid4()))
+        uid = self._kubelet.create(name, namespace, labels=labels, annotations=annotations, requests=requests)
+        try:
+            sandbox = self._run_sandbox(name, namespace, uid)
+        except BaseException:
+            self._kubelet.removed(name, namespace, uid)
+            raise
+        self._kubelet.started(name, namespace, sandbox.addresses)
+        return sandbox
+
+    def _run_sandbox(self, name: str, namespace: str, uid: str) -> Sandbox:
         sandbox = Sandbox(
             node=self._node.name,
             namespace=namespace,
             name=name,
-            uid=str(uuid.uuid4()),
+            uid=uid,
             container_id=secrets.token_hex(32),
             netns=str(NETNS_DIR / f"cni-{uuid.uuid4()}"),
             config=self._network(),
@@ -112,6 +143,8 @@ class Runtime:
             delete_netns(Path(sandbox.netns).name)
         self._delete(replace(sandbox, netns=""), previous=None)
         self._record(sandbox).unlink(missing_ok=True)
+        if self._kubelet:
+            self._kubelet.removed(sandbox.name, sandbox.namespace, sandbox.uid)
 
     def pods(self) -> list[Sandbox]:
         """The sandboxes of this node, by name."""
@@ -215,6 +248,14 @@ def execute(netns: Path, argv: Sequence[str]) -> int:
         except OSError as error:
             raise LabError(f"{argv[0]} cannot be executed: {error.strerror}") from error
     return status if status >= 0 else 128 - status
+
+
+def _kubelet(node: NodeFiles) -> Kubelet | None:
+    if not node.kubeconfig.exists():
+        return None
+    from terway_core.lab.kubelet import Kubelet
+
+    return Kubelet(node)
 
 
 def _loopback(sandbox: Sandbox) -> None:

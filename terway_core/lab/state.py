@@ -5,6 +5,7 @@
     FOLDER/lab.json                what was asked for; its presence marks the folder as a lab's
     FOLDER/complete                says that the lab was built to the end
     FOLDER/region/                 log, state and socket of the simulated region
+    FOLDER/kubernetes/             kubeconfig, and the files of a real API server
     FOLDER/nodes/NODE/             config.yaml, daemon.log, state/, run/, cni/bin/, cni/net.d/, pods/
 
 Everything of a lab can be found from its folder's path alone, whatever was written into it: the namespaces by
@@ -33,6 +34,7 @@ ENV_FOLDER = "TERWAY_LAB_DIR"
 DEFAULT_INSTANCE_TYPE = "ecs.g7.xlarge"
 
 IpStack: TypeAlias = Literal["ipv4", "ipv6", "dual"]
+Kubernetes: TypeAlias = Literal["none", "simulated", "real"]
 
 
 class LabError(TerwayError):
@@ -46,6 +48,7 @@ class Spec:
     :param ip_stack: the families of the pods. Nodes have IPv4, as on ECS, and IPv6 unless this is ``ipv4``.
     :param instance_type: of every node; it decides how many ENIs and addresses a node can have.
     :param vswitches: more vSwitches than there are anyway, each ``[ZONE=]CIDR``.
+    :param kubernetes: the API server that the nodes belong to.
     """
 
     nodes: int
@@ -53,6 +56,7 @@ class Spec:
     ip_stack: IpStack = "ipv4"
     instance_type: str = DEFAULT_INSTANCE_TYPE
     vswitches: tuple[str, ...] = ()
+    kubernetes: Kubernetes = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,16 @@ class NodeFiles:
         return self.folder / "cni" / "net.d"
 
     @property
+    def kubeconfig(self) -> Path:
+        """That of its daemon; only in a lab with Kubernetes."""
+        return self.folder / "kubeconfig"
+
+    @property
+    def admin_kubeconfig(self) -> Path:
+        """That of the lab, which the runtime uses in place of a kubelet's."""
+        return Lab(self.folder.parents[1]).kubeconfig
+
+    @property
     def pods(self) -> Path:
         """One record for each sandbox of its runtime."""
         return self.folder / "pods"
@@ -132,6 +146,16 @@ class Lab:
         return self.region_dir / "region.sock"
 
     @property
+    def kubernetes_dir(self) -> Path:
+        """What belongs to the API server, secrets included."""
+        return self.folder / "kubernetes"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """An administrator's; it works inside the lab's network."""
+        return self.kubernetes_dir / "kubeconfig"
+
+    @property
     def _marker(self) -> Path:
         return self.folder / "lab.json"
 
@@ -158,6 +182,7 @@ class Lab:
                 ip_stack=data["ip_stack"],
                 instance_type=data["instance_type"],
                 vswitches=tuple(data["vswitches"]),
+                kubernetes=data["kubernetes"],
             )
         except FileNotFoundError:
             raise LabError(f"no lab is up in {self.folder}; start one with: terway lab up") from None

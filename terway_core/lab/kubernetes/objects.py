@@ -45,6 +45,11 @@ def _core(plural: str, kind: str) -> Resource:
     return Resource(group="", version="v1", plural=plural, kind=kind)
 
 
+def _rbac(plural: str, kind: str) -> Resource:
+    group = "rbac.authorization.k8s.io"
+    return Resource(group=group, version="v1", plural=plural, kind=kind, namespaced=False)
+
+
 #: Kinds that are there from the beginning, and whether they have a status of its own.
 BUILT_IN: Final[dict[Resource, bool]] = {
     PODS: True,
@@ -53,6 +58,8 @@ BUILT_IN: Final[dict[Resource, bool]] = {
     _core("services", "Service"): True,
     _core("configmaps", "ConfigMap"): False,
     _core("serviceaccounts", "ServiceAccount"): False,
+    _rbac("clusterroles", "ClusterRole"): False,
+    _rbac("clusterrolebindings", "ClusterRoleBinding"): False,
     SECRETS: False,
     EVENTS: False,
     LEASES: False,
