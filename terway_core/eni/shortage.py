@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from terway_core.eni.model import EniState, Use
+from terway_core.eni.model import Eni, EniAddress, EniState, Use
 from terway_core.eni.planner import Planner, View
 
 
@@ -10,28 +10,25 @@ def may_end(view: View, use: Use, within: float) -> bool:
     """Whether something is on its way, or comes free within so many seconds without anybody's doing."""
     soon = view.now + within
     for eni in view.enis.values():
-        if eni.problem:
+        if eni.use != use or eni.problem:
             continue
-        if eni.state in (EniState.CREATING, EniState.ATTACHING) and eni.use == use:
+        if eni.state in (EniState.CREATING, EniState.ATTACHING):
             return True
-        if use == "exclusive" and eni.use == use and not eni.owner and view.now < eni.rests_until <= soon:
+        resting: list[Eni | EniAddress] = [eni]
+        if use == "shared":
+            resting = [row for row in view.addresses.get(eni.token, ()) if not row.leaving]
+        if any(not one.owner and view.now < one.rests_until <= soon for one in resting):
             return True
-    return use == "shared" and any(
-        view.now < row.rests_until <= soon and not row.owner and not row.leaving
-        for rows in view.addresses.values()
-        for row in rows
-    )
+    return False
 
 
 def is_short(view: View, planner: Planner, use: Use, within: float) -> bool:
     """Whether the next pod would wait in vain: nothing is free, on its way, or to be had."""
+    ready = [eni for eni in view.enis.values() if eni.use == use and eni.state is EniState.READY]
     if use == "exclusive":
-        free = any(
-            eni.use == use and eni.state is EniState.READY and not eni.owner and eni.rests_until <= view.now
-            for eni in view.enis.values()
-        )
+        free = any(not eni.owner and eni.rests_until <= view.now for eni in ready)
     else:
-        free = any(row.free(view.now) for rows in view.addresses.values() for row in rows)
+        free = any(planner.free(view, eni.token) for eni in ready)
     if free or may_end(view, use, within):
         return False
     to_be_had = planner.can_create(view) > 0 or (use == "shared" and planner.has_room(view))

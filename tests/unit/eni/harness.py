@@ -420,3 +420,22 @@ def lease_of(grant: Grant) -> Lease:
     """As a driver makes it."""
     addresses = sorted({row.address.version: row.address for row in grant.addresses}.items())
     return Lease(addresses=tuple(ip_interface(address) for _, address in addresses))
+
+
+def assert_agree(node: Node) -> None:
+    """Cloud, rows and owners."""
+    assert node.in_cloud() == node.in_rows()
+    assert node.audit() == []
+
+
+def assert_agree_but_owners(node: Node) -> None:
+    """Cloud and rows; the owners of a test that keeps no journal are in none."""
+    assert node.in_cloud() == node.in_rows()
+    assert [line for line in node.audit() if "owned by" not in line] == []
+
+
+def assert_whole(node: Node, grants: list[Grant]) -> None:
+    """Each has addresses of its own, which are on an ENI of this node."""
+    given = [row.address for grant in grants for row in grant.addresses]
+    assert len(set(given)) == len(given)
+    assert set(given) <= {address for eni in node.enis() for address in addresses_of(eni)}
