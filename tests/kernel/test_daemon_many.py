@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from terway_core.wiring import inspect
+from terway_core.wiring import inspect, snapshot
 
 pytestmark = pytest.mark.kernel
 
@@ -90,7 +90,7 @@ def test_gc_takes_away_what_is_ours_and_nobodys(node, foreign, kind):
 def test_gc_spares_the_routes_of_a_pod_that_comes_while_it_reads(terway_netns, monkeypatch):
     host = terway_netns()
 
-    class Slow(inspect.IPRoute):
+    class Slow(snapshot.IPRoute):
         def __enter__(self):
             get_links = self.get_links
 
@@ -108,7 +108,7 @@ def test_gc_spares_the_routes_of_a_pod_that_comes_while_it_reads(terway_netns, m
             return super().__enter__()
 
     with monkeypatch.context() as patch:
-        patch.setattr(inspect, "IPRoute", Slow)
+        patch.setattr(snapshot, "IPRoute", Slow)
         assert inspect.HostState.read(host).strays([]) == []
     assert len(inspect.HostState.read(host).strays([])) == 1
 
