@@ -12,7 +12,7 @@ def may_end(view: View, use: Use, within: float) -> bool:
     for eni in view.enis.values():
         if eni.use != use or eni.problem:
             continue
-        if eni.state in (EniState.CREATING, EniState.ATTACHING):
+        if eni.state in (EniState.CREATING, EniState.ATTACHING) and not view.holds.calling:
             return True
         resting: list[Eni | EniAddress] = [eni]
         if use == "shared":

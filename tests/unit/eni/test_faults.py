@@ -73,7 +73,7 @@ def test_addresses_whose_answer_was_lost_are_soon_known(make_node, account):
     node.boot()
     node.add_pod(1)
     node.work()
-    account.fault("lost", "AssignPrivateIpAddresses", times=8)
+    account.fault("lost", "AssignPrivateIpAddresses", times=20)
     node.add_pod(2)
     node.work(200)
     assert len(node.addresses("free")) >= 4

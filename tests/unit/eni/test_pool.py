@@ -225,6 +225,16 @@ def test_the_cloud_is_not_called_while_that_is_held(make_node):
     assert node.allocate("pod-3").addresses
 
 
+def test_nobody_waits_for_a_call_that_is_held(make_node, account):
+    node = make_node(warm_min=1)
+    node.boot()
+    account.fault("error", "CreateNetworkInterface", code="ServiceUnavailable")
+    node.work(100)  # it will be tried again
+    node.pool.hold(Holds(calling=True))
+    with pytest.raises(NoAddress, match=r"^no address is free: calls to the cloud are held"):
+        node.allocate("pod")
+
+
 def test_a_grant_that_cannot_be_written_is_nobodys(make_node):
     node = make_node(warm_min=1)
     node.boot()
@@ -349,3 +359,14 @@ def test_capacity_is_what_is_there_and_what_there_is_place_for(make_node):
     assert pool.capacity() == 3
     node.allocate("pod-2")  # makes an ENI that pods share
     assert pool.capacity() == 2
+
+
+def test_an_eni_of_its_own_is_no_address_to_share(make_node):
+    node = make_node("ecs.g7.large", warm_enis=1)
+    pool = node.boot("shared", "exclusive")
+    node.work()
+    node.burst(6)
+    (shortage,) = pool.shortages()
+    assert shortage.startswith("no address is free: instance type ecs.g7.large takes 2 ENIs")
+    assert pool.allocate("own", "exclusive").eni.eni_id
+    assert [text.split(" is free")[0] for text in pool.shortages()] == ["no ENI", "no address"]

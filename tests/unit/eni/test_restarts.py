@@ -57,6 +57,22 @@ def test_an_eni_can_be_made_soon_after_the_api_is_back(make_node, account):
     assert node.allocate("one more").addresses
 
 
+def test_what_is_there_is_looked_at_before_more_is_asked_for(make_node, account):
+    """The answer that would have told of an address was lost with the process."""
+    node = make_node()
+    node.boot()
+    node.add_pod(1)
+    node.kill()
+    (eni,) = node.tagged()
+    extra = next(account.region.free_ipv4(account.vswitch))
+    account.region.put_interface(replace(eni, secondary_ips=(extra,)))
+    account.fault("slow", "DescribeNetworkInterfaces", seconds=0.2)
+    node.forget_calls()
+    node.boot(threaded=True)
+    assert node.pool.allocate("pod-2").addresses[0].address == extra
+    assert node.changes() == {}
+
+
 def test_a_reboot_after_which_links_come_late(make_node):
     node = make_node(cooldown=0)
     node.boot("shared", "exclusive")
