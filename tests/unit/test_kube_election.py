@@ -67,17 +67,16 @@ def holder(server):
 
 
 def test_one_of_two_leads_and_the_other_follows_at_once(server):
-    with candidates(server, "a", "b") as (leaders, found):
+    # Far longer than the test waits: the Lease must be given away.
+    with candidates(server, "a", "b", duration=600, deadline=500) as (leaders, found):
         wait_for(lambda: leaders)
         first = leaders[0]
         for _ in range(30):
             assert leaders == [first]
             time.sleep(0.01)
-        begun = time.monotonic()
         found[first].end()
         second = wait_for(lambda: leaders)[0]
         assert second != first
-        assert time.monotonic() - begun < TIMES["duration"]  # the Lease was given away
         assert holder(server) == second
         spec = server.objects.get(LEASES, "terway", "kube-system")["spec"]
         assert spec["leaseTransitions"] == 1
