@@ -16,10 +16,11 @@ from terway_core.cloud import Cloud, ecs, vpc
 from terway_core.cloud.metadata import Identity
 from terway_core.config import PoolConfig
 from terway_core.eni.clock import SteadyClock
+from terway_core.eni.describe import describe
 from terway_core.eni.ledger import Ledger
 from terway_core.eni.line import GATHER, Line, Ticket
 from terway_core.eni.machine import Machine
-from terway_core.eni.model import Eni, EniAddress, EniState, Holds, Limits, Tags, Use
+from terway_core.eni.model import Eni, EniState, Holds, Limits, Tags, Use
 from terway_core.eni.planner import Planner, View
 from terway_core.eni.reconcile import SECOND_LOOK, Reconciler, primary_of
 from terway_core.eni.rows import Grant, Rows
@@ -382,33 +383,4 @@ class Pool:
 
     def describe(self) -> list[dict[str, Any]]:
         """For people and metrics: each ENI, and its addresses by state."""
-        now = self._clock()
-        with self._rows.changed:
-            by_eni = self._rows.by_eni()
-            return [
-                {
-                    "eni": eni.eni_id,
-                    "state": eni.state.value,
-                    "use": eni.use,
-                    "vswitch": eni.vswitch_id,
-                    "mac": eni.mac,
-                    "owner": eni.owner,
-                    "problem": eni.problem,
-                    "addresses": [_words(row, now) for row in sorted(by_eni[eni.token], key=_by_address)],
-                }
-                for eni in sorted(self._rows.enis.values(), key=lambda eni: eni.since)
-            ]
-
-
-def _words(row: EniAddress, now: float) -> dict[str, str]:
-    state = "used" if row.owner else "leaving" if row.leaving else "free" if row.free(now) else "cooling"
-    return {
-        "address": str(row.address),
-        "prefix": str(row.block or ""),
-        "owner": row.owner,
-        "state": state,
-    }
-
-
-def _by_address(row: EniAddress) -> tuple[int, int]:
-    return row.address.version, int(row.address)
+        return describe(self._rows, self._clock())
