@@ -46,7 +46,7 @@ def nothing_left(lab: Lab) -> bool:
 def test_every_pod_reaches_every_pod_every_node_and_the_internet(lab):
     demo = start_demo(lab, "--json", "--ip-stack", "dual")
     stdout, stderr = demo.communicate(timeout=60)
-    assert demo.returncode == 0, stderr
+    assert demo.returncode == 0, stdout + stderr
     report = json.loads(stdout)
     pods, others = {f"pod-{number}" for number in range(1, 7)}, {"node-1", "node-2", "internet"}
     for version in (4, 6):
@@ -61,8 +61,8 @@ def test_every_pod_reaches_every_pod_every_node_and_the_internet(lab):
 
 def test_the_table_has_a_time_for_each_path(lab):
     demo = start_demo(lab)
-    stdout, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 0
+    stdout, stderr = demo.communicate(timeout=60)
+    assert demo.returncode == 0, stdout + stderr
     rows = [line.split() for line in stdout.splitlines() if line.strip().startswith("pod-")]
     assert [row[0] for row in rows] == [f"pod-{number}" for number in range(1, 7)]
     assert all(float(cell) > 0 for row in rows for cell in row[1:])
