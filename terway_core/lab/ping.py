@@ -18,21 +18,21 @@ _ECHO = {4: (8, 0), 6: (128, 129)}
 def ping(address: IPAddress, *, timeout: float = 3.0, interval: float = 0.25) -> float | None:
     """Send echo requests from the calling thread's namespace until one is answered.
 
-    :param timeout: seconds after which the address counts as unreachable.
+    :param timeout: seconds after which the address counts as unreachable. It is kept in requests, not by a
+        clock: a busy machine that lets this thread wait does not make the address unreachable.
     :param interval: seconds between two requests.
     :returns: the round-trip time in seconds of the answered request; None when none was.
     """
     protocol = socket.getprotobyname("icmp") if address.version == 4 else socket.IPPROTO_ICMPV6
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     token = os.urandom(16)  # raw sockets see the replies to everybody's requests
-    deadline = time.monotonic() + timeout
     sent: list[float] = []
     with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
-        while (now := time.monotonic()) < deadline:
+        for number in range(max(1, round(timeout / interval))):
+            sent.append(time.monotonic())
             with suppress(OSError):  # no route, or no neighbour answers: that may still change
-                sock.sendto(_request(address.version, len(sent), token), (str(address), 0))
-            sent.append(now)
-            if (sequence := _reply(sock, address, token, min(now + interval, deadline))) is not None:
+                sock.sendto(_request(address.version, number, token), (str(address), 0))
+            if (sequence := _reply(sock, address, token, interval)) is not None:
                 return time.monotonic() - sent[sequence]
     return None
 
@@ -45,11 +45,10 @@ def _request(version: int, sequence: int, token: bytes) -> bytes:
     return struct.pack("!BBH", _ECHO[version][0], 0, checksum) + body
 
 
-def _reply(sock: socket.socket, address: IPAddress, token: bytes, until: float) -> int | None:
-    """The sequence number of the reply that comes before ``until``."""
-    while (left := until - time.monotonic()) > 0:
-        if not select.select([sock], [], [], left)[0]:
-            continue
+def _reply(sock: socket.socket, address: IPAddress, token: bytes, seconds: float) -> int | None:
+    """The sequence number of the reply that is there already or comes within ``seconds``."""
+    until = time.monotonic() + seconds
+    while select.select([sock], [], [], max(0.0, until - time.monotonic()))[0]:
         packet, (source, *_) = sock.recvfrom(2048)
         if address.version == 4:  # raw IPv4 sockets deliver the IP header too
             packet = packet[(packet[0] & 0x0F) * 4 :]
