@@ -18,7 +18,13 @@ demo: apt-node .venv/installed
 	$(BIN)/terway lab demo
 
 test: apt-node apt-test .venv/installed
+ifdef TESTS
 	$(BIN)/pytest $(TESTS)
+else
+	$(BIN)/pytest -m "not kernel and not e2e" --numprocesses auto --dist loadfile
+# One by one: each looks whether it left the machine as it found it.
+	$(BIN)/pytest -m "kernel or e2e"
+endif
 
 check: apt-node .venv/installed
 	$(BIN)/ruff format --check .

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 if os.geteuid() and not os.environ.get("CI"):
     pytestmark.append(pytest.mark.skip(reason="the lab needs root"))
 
-#: Another seed is another run, and more rounds a longer one: TERWAY_TEST_SEED=7 TERWAY_TEST_ROUNDS=1000 pytest …
+#: Other days: TERWAY_TEST_SEED=7 TERWAY_TEST_ROUNDS=1000 pytest …
 SEED = int(os.environ.get("TERWAY_TEST_SEED", "20261124"))
 ROUNDS = int(os.environ.get("TERWAY_TEST_ROUNDS", "60"))
 REFUSED = ("Throttling", "ServiceUnavailable", "InternalError", "InvalidVSwitchId.IpNotEnough")
