@@ -124,6 +124,14 @@ class Days:
             self.delete()  # spooled
         restart_daemon(self.lab, self.node)
 
+    def lose_journal(self) -> None:
+        """The file is gone; without it, a daemon needs the API to know which addresses there are."""
+        kill_daemon(self.node)
+        for path in self.node.state_dir.glob("terway.db*"):
+            path.unlink()
+        clear(self.lab)
+        restart_daemon(self.lab, self.node)
+
     def fault(self) -> None:
         kind = self.dice.choice(("error", "lost", "down"))
         code = self.dice.choice(REFUSED) if kind == "error" else ""
@@ -139,6 +147,7 @@ class Days:
             (24, "delete", self.delete),
             (6, "destroy", self.destroy),
             (6, "kill", self.kill_at_work),
+            (2, "lose the journal", self.lose_journal),
             (8, "fault", self.fault),
             (4, "clear", lambda: clear(self.lab)),
         ]
