@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from terway_core.errors import WiringError
-from terway_core.wiring import netlink, nft
-from terway_core.wiring.engine import ALIAS_PREFIX, SYSCTL_ROOT, Engine, device
+from terway_core.wiring import netlink, nft, tc
+from terway_core.wiring.changes import ALIAS_PREFIX, SYSCTL_ROOT, device
+from terway_core.wiring.engine import Engine
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import (
     MAIN_TABLE,
     Address,
+    Clsact,
+    Ipvlan,
     LinkUp,
     Masquerade,
     MoveLink,
     Neighbor,
+    Redirect,
     Route,
     Rule,
     Sysctl,
@@ -56,13 +60,15 @@ class Difference:
 
 def _problem(obj: WiringObject, snapshot: Snapshot, owner: str) -> str:
     dev = device(obj)
-    if dev and dev not in snapshot.links:
+    if dev and dev not in snapshot.links and not isinstance(obj, Ipvlan):
         return f"missing, and so is its link {dev}"
     match obj:
         case Veth():
             return _link_problem(
                 snapshot.links, obj.name, obj.mtu, obj.mac, f"{ALIAS_PREFIX}{owner}" if owner else ""
             )
+        case Ipvlan():
+            return _ipvlan_problem(obj, snapshot.links)
         case LinkUp():
             return _link_problem(snapshot.links, obj.dev, obj.mtu, "", "")
         case Address():
@@ -80,6 +86,10 @@ def _problem(obj: WiringObject, snapshot: Snapshot, owner: str) -> str:
             return "" if permanent else "is not permanent"
         case TokenBucket():
             return _bucket_problem(obj, snapshot)
+        case Clsact():
+            return "" if obj.dev in snapshot.clsacts else "missing"
+        case Redirect():
+            return _redirect_problem(obj, snapshot)
         case _:
             return ""
 
@@ -100,6 +110,23 @@ def _link_problem(links: Mapping[str, Link], name: str, mtu: int, mac: str, alia
     return ", ".join(problems)
 
 
+def _ipvlan_problem(obj: Ipvlan, links: Mapping[str, Link]) -> str:
+    link = links.get(obj.name)
+    if link and link.kind != "ipvlan":
+        return f"is a link of kind {link.kind or 'physical'}"
+    problems = [_link_problem(links, obj.name, obj.mtu, "", "")]
+    if link and link.arp != obj.arp:
+        problems.append("resolves neighbours" if link.arp else "does not resolve neighbours")
+    return ", ".join(filter(None, problems))
+
+
+def _redirect_problem(obj: Redirect, snapshot: Snapshot) -> str:
+    if obj in snapshot.redirects:
+        return ""
+    others = [other for other in snapshot.redirects if (other.dev, other.dst) == (obj.dev, obj.dst)]
+    return f"is {describe(others[0])} instead" if others else "missing"
+
+
 def _route_problem(obj: Route, snapshot: Snapshot) -> str:
     if obj in snapshot.routes:
         return ""
@@ -111,7 +138,7 @@ def _bucket_problem(obj: TokenBucket, snapshot: Snapshot) -> str:
     if obj.dev not in snapshot.buckets:
         return "missing"
     rate, burst, limit = snapshot.buckets[obj.dev]
-    if obj.rate > netlink.U32_MAX and rate == netlink.U32_MAX:
+    if obj.rate > tc.U32_MAX and rate == tc.U32_MAX:
         return ""  # pyroute2 does not decode TCA_TBF_RATE64, and the burst is counted in that rate
     rounding = TICK_NS * obj.rate // 1_000_000_000 + 1  # one tick's worth of bytes
     if rate != obj.rate or limit != obj.limit or abs(burst - obj.burst) > rounding:
@@ -232,7 +259,7 @@ class HostState:
         ]
 
     def owned_links(self) -> dict[str, str]:
-        """Our links: name → owner, ``""`` for one that a kill left unnamed."""
+        """Our links: name → owner, ``""`` for one that all share or that a kill left unnamed."""
         return {
             link.name: link.alias.removeprefix(ALIAS_PREFIX)
             for link in self.snapshot.links.values()
@@ -245,7 +272,7 @@ class HostState:
         declared: set[WiringObject] = set()
         for wiring in wirings:
             declared.update(wiring.node, wiring.host)
-        names = {obj.name for obj in declared if isinstance(obj, Veth)}
+        names = {obj.name for obj in declared if isinstance(obj, Veth | Ipvlan)}
         rules = {_normal(obj) for obj in declared if isinstance(obj, Rule)}
         doomed = set(self.owned_links()) - names
         found = [_stray_link(self.snapshot.links[name]) for name in sorted(doomed)]
@@ -255,6 +282,7 @@ class HostState:
         for rule, protocol in self.snapshot.rules.items():
             if protocol == netlink.OURS and rule not in rules:
                 found.append(_stray_object(rule))
+        found += map(_stray_object, sorted(self.snapshot.redirects - declared, key=describe))
         found += map(_stray_object, sorted(self.masquerades - declared, key=describe))
         return found
 

@@ -2,13 +2,14 @@
 
 pyroute2 spends about 5 ms of CPU to encode what one pod needs; this takes a tenth of a millisecond. Reading
 back (CHECK, gc, audit) is not hot and stays with pyroute2. The layouts are those of
-``include/uapi/linux/netlink.h``, ``rtnetlink.h``, ``if_link.h``, ``neighbour.h``, ``fib_rules.h`` and
-``pkt_sched.h``.
+``include/uapi/linux/netlink.h``, ``rtnetlink.h``, ``if_link.h``, ``neighbour.h`` and ``fib_rules.h``. Queues
+and filters are in :mod:`terway_core.wiring.tc`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,17 @@ from typing import Self
 
 from terway_core.errors import WiringError
 from terway_core.wiring.netns import Namespace
-from terway_core.wiring.objects import Address, IPAddress, IPNetwork, Neighbor, Route, Rule, TokenBucket, Veth
+from terway_core.wiring.nla import attr, attr_str, attr_text, attr_u32, parse_attrs
+from terway_core.wiring.objects import Address, IPAddress, IPNetwork, Ipvlan, Neighbor, Route, Rule, Veth
 
 #: Marks our routes, rules and host neighbours (a free number of /etc/iproute2/rt_protos) and, as link group,
 #: our links.
 OURS = 116
 #: Links of this group are about to be deleted, all at once.
 DOOMED = 117
+
+#: Errors that say that there is nothing to take away.
+ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENXIO}
 
 #: Messages in one send: their acknowledgements must fit into the receive buffer (net.core.rmem_default).
 BATCH = 64
@@ -39,12 +44,11 @@ RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 RTM_NEWRULE, RTM_DELRULE = 32, 33
-RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 
-IFF_UP = 1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 18, 20
+IFF_UP, IFF_NOARP = 0x1, 0x80
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
 IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 27, 28, 29
-IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_IPVLAN_MODE, IPVLAN_MODE_L2 = 1, 2, 1, 1, 0
 RTEXT_FILTER_SKIP_STATS = 8
 
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 0x02
@@ -53,9 +57,6 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST, RTNH_F_ONLINK, RTPROT_BOOT = 0, 2
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_TABLE, FRA_OIFNAME, FRA_PROTOCOL = 1, 2, 3, 6, 15, 17, 21
 FR_ACT_TO_TBL, FR_ACT_BLACKHOLE = 1, 6
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL, NUD_PERMANENT = 1, 2, 12, 0x80
-TCA_KIND, TCA_OPTIONS, TC_H_ROOT, TC_LINKLAYER_ETHERNET = 1, 2, 0xFFFFFFFF, 1
-U32_MAX = 0xFFFFFFFF
-TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,34 +163,37 @@ class NetlinkSocket:
         """The link that has this MAC address of its own, not from a parent; None when there is none."""
         found: FoundLink | None = None
         for index, attributes in self._dump_links():
-            info = _attributes(attributes.get(IFLA_LINKINFO, b""), 0)
+            info = parse_attrs(attributes.get(IFLA_LINKINFO, b""))
             own = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") not in _INHERITING_KINDS
             if own and attributes.get(IFLA_ADDRESS) == _mac(mac):
-                found = FoundLink(_text(attributes[IFLA_IFNAME]), index)
+                found = FoundLink(attr_text(attributes[IFLA_IFNAME]), index)
         return found
 
     def aliases(self) -> list[str]:
         """The aliases of all links that have one."""
-        found = (_text(attributes.get(IFLA_IFALIAS, b"")) for _, attributes in self._dump_links())
+        found = (attr_text(attributes.get(IFLA_IFALIAS, b"")) for _, attributes in self._dump_links())
         return [alias for alias in found if alias]
 
     def _dump_links(self) -> list[tuple[int, dict[int, bytes]]]:
         """Index and attributes of each link."""
+        body = _ifinfo() + attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        links = self.dump(RTM_GETLINK, body)
+        return [(struct.unpack_from("=i", link, 4)[0], parse_attrs(link, 16)) for link in links]
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """The bodies of all messages that answer a request for a list."""
         self._sequence += 1
-        body = _ifinfo() + _attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
-        header = struct.pack(
-            "=IHHII", 16 + len(body), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0
-        )
-        found: list[tuple[int, dict[int, bytes]]] = []
+        header = struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
+        found: list[bytes] = []
         with _trouble_told():
             self._socket.send(header + body)
             while True:
-                for kind, _, sequence, payload in _split(self._socket.recv(1 << 18)):
+                for answer, _, sequence, payload in _split(self._socket.recv(1 << 18)):
                     if sequence != self._sequence:
                         continue
-                    if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    if answer in (NLMSG_DONE, NLMSG_ERROR):
                         return found
-                    found.append((struct.unpack_from("=i", payload, 4)[0], _attributes(payload, 16)))
+                    found.append(payload)
 
     def close(self) -> None:
         self._socket.close()
@@ -205,15 +209,15 @@ class NetlinkSocket:
 
 
 def get_link(name: str) -> Message:
-    mask = _attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
-    return Message(RTM_GETLINK, 0, _ifinfo() + _attr_str(IFLA_IFNAME, name) + mask)
+    mask = attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return Message(RTM_GETLINK, 0, _ifinfo() + attr_str(IFLA_IFNAME, name) + mask)
 
 
 def parse_link(payload: bytes) -> LinkInfo:
     index: int = struct.unpack_from("=i", payload, 4)[0]
-    attributes = _attributes(payload, 16)
+    attributes = parse_attrs(payload, 16)
     group: int = struct.unpack("=I", attributes.get(IFLA_GROUP, b"\0\0\0\0"))[0]
-    return LinkInfo(index, group, _text(attributes.get(IFLA_IFALIAS, b"")))
+    return LinkInfo(index, group, attr_text(attributes.get(IFLA_IFALIAS, b"")))
 
 
 def new_veth(veth: Veth, peer_netns: int) -> Message:
@@ -221,40 +225,62 @@ def new_veth(veth: Veth, peer_netns: int) -> Message:
 
     The peer's header must not say IFF_UP: veth_open() answers ENOTCONN while the pair is half made.
     """
-    mtu = _attr_u32(IFLA_MTU, veth.mtu)
-    peer = _ifinfo() + _attr_str(IFLA_IFNAME, veth.peer) + _attr(IFLA_ADDRESS, _mac(veth.peer_mac)) + mtu
-    peer += _attr_u32(IFLA_NET_NS_FD, peer_netns)
-    info = _attr_str(IFLA_INFO_KIND, "veth") + _attr(IFLA_INFO_DATA, _attr(VETH_INFO_PEER, peer))
-    body = _ifinfo() + _attr_str(IFLA_IFNAME, veth.name) + _attr(IFLA_ADDRESS, _mac(veth.mac)) + mtu
-    body += _attr_u32(IFLA_GROUP, OURS) + _attr(IFLA_LINKINFO, info)
+    mtu = attr_u32(IFLA_MTU, veth.mtu)
+    peer = _ifinfo() + attr_str(IFLA_IFNAME, veth.peer) + attr(IFLA_ADDRESS, _mac(veth.peer_mac)) + mtu
+    peer += attr_u32(IFLA_NET_NS_FD, peer_netns)
+    info = attr_str(IFLA_INFO_KIND, "veth") + attr(IFLA_INFO_DATA, attr(VETH_INFO_PEER, peer))
+    body = _ifinfo() + attr_str(IFLA_IFNAME, veth.name) + attr(IFLA_ADDRESS, _mac(veth.mac)) + mtu
+    body += attr_u32(IFLA_GROUP, OURS) + attr(IFLA_LINKINFO, info)
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-def set_up(index: int, *, mtu: int = 0, alias: str = "") -> Message:
-    body = _ifinfo(index, IFF_UP, IFF_UP)
+def new_ipvlan(obj: Ipvlan, parent: int, netns: int | None = None) -> Message:
+    """A child of the link with the index ``parent``, in the namespace of a descriptor or here; still down.
+
+    No link here may have its name, also when it is for another namespace (rtnl_newlink() in Linux).
+    """
+    # Said each time: a child decides for all of its parent, and unasked the kernel takes L3.
+    mode = attr(IFLA_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODE_L2))
+    info = attr_str(IFLA_INFO_KIND, "ipvlan") + attr(IFLA_INFO_DATA, mode)
+    body = _ifinfo() + attr_str(IFLA_IFNAME, obj.name) + attr_u32(IFLA_LINK, parent)
+    body += attr_u32(IFLA_MTU, obj.mtu) + attr_u32(IFLA_GROUP, OURS) + attr(IFLA_LINKINFO, info)
+    if netns is not None:
+        body += attr_u32(IFLA_NET_NS_FD, netns)
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def set_up(index: int, *, mtu: int = 0, alias: str = "", arp: bool | None = None) -> Message:
+    """Up; None leaves alone whether it resolves neighbours."""
+    flags = 0 if arp is not False else IFF_NOARP
+    changed = 0 if arp is None else IFF_NOARP
+    body = _ifinfo(index, IFF_UP | flags, IFF_UP | changed)
     if mtu:
-        body += _attr_u32(IFLA_MTU, mtu)
+        body += attr_u32(IFLA_MTU, mtu)
     if alias:
-        body += _attr_str(IFLA_IFALIAS, alias)
+        body += attr_str(IFLA_IFALIAS, alias)
     return Message(RTM_NEWLINK, 0, body)
 
 
 def move(index: int, netns: int, name: str) -> Message:
     """Into the namespace of a descriptor, under a new name. The kernel takes it down on the way."""
-    body = _ifinfo(index) + _attr_u32(IFLA_NET_NS_FD, netns) + _attr_str(IFLA_IFNAME, name)
+    body = _ifinfo(index) + attr_u32(IFLA_NET_NS_FD, netns) + attr_str(IFLA_IFNAME, name)
     return Message(RTM_NEWLINK, 0, body)
 
 
 def rename(index: int, name: str) -> Message:
-    return Message(RTM_NEWLINK, 0, _ifinfo(index) + _attr_str(IFLA_IFNAME, name))
+    return Message(RTM_NEWLINK, 0, _ifinfo(index) + attr_str(IFLA_IFNAME, name))
 
 
 def doom(index: int) -> Message:
-    return Message(RTM_NEWLINK, 0, _ifinfo(index) + _attr_u32(IFLA_GROUP, DOOMED))
+    return Message(RTM_NEWLINK, 0, _ifinfo(index) + attr_u32(IFLA_GROUP, DOOMED))
+
+
+def delete_link(index: int) -> Message:
+    return Message(RTM_DELLINK, 0, _ifinfo(index))
 
 
 def delete_doomed() -> Message:
-    return Message(RTM_DELLINK, 0, _ifinfo() + _attr_u32(IFLA_GROUP, DOOMED))
+    return Message(RTM_DELLINK, 0, _ifinfo() + attr_u32(IFLA_GROUP, DOOMED))
 
 
 # -- what hangs on links ----------------------------------------------------------------------------------
@@ -264,8 +290,8 @@ def address(obj: Address, index: int, *, delete: bool = False) -> Message:
     ip = obj.address
     flags = IFA_F_NODAD if ip.version == 6 else 0
     body = struct.pack("=BBBBI", _family(ip), ip.network.prefixlen, flags, RT_SCOPE_UNIVERSE, index)
-    body += _attr(IFA_LOCAL, ip.packed) + _attr(IFA_ADDRESS, ip.packed)
-    return _change(RTM_NEWADDR, body, NLM_F_REPLACE, delete)
+    body += attr(IFA_LOCAL, ip.packed) + attr(IFA_ADDRESS, ip.packed)
+    return change(RTM_NEWADDR, body, NLM_F_REPLACE, delete)
 
 
 def route(obj: Route, index: int, *, ours: bool, delete: bool = False) -> Message:
@@ -278,19 +304,19 @@ def route(obj: Route, index: int, *, ours: bool, delete: bool = False) -> Messag
         "=BBBBBBBBI", family, obj.dst.prefixlen, 0, 0, table, protocol, scope, RTN_UNICAST, flags
     )
     if obj.dst.prefixlen:
-        body += _attr(RTA_DST, obj.dst.network_address.packed)
+        body += attr(RTA_DST, obj.dst.network_address.packed)
     if obj.via:
-        body += _attr(RTA_GATEWAY, obj.via.packed)
-    body += _attr_u32(RTA_OIF, index) + _attr_u32(RTA_TABLE, obj.table)
-    return _change(RTM_NEWROUTE, body, NLM_F_REPLACE, delete)
+        body += attr(RTA_GATEWAY, obj.via.packed)
+    body += attr_u32(RTA_OIF, index) + attr_u32(RTA_TABLE, obj.table)
+    return change(RTM_NEWROUTE, body, NLM_F_REPLACE, delete)
 
 
 def neighbor(obj: Neighbor, index: int, *, ours: bool, delete: bool = False) -> Message:
     body = struct.pack("=BBHiHBB", _family(obj.address), 0, 0, index, NUD_PERMANENT, 0, 0)
-    body += _attr(NDA_DST, obj.address.packed) + _attr(NDA_LLADDR, _mac(obj.mac))
+    body += attr(NDA_DST, obj.address.packed) + attr(NDA_LLADDR, _mac(obj.mac))
     if ours:
-        body += _attr(NDA_PROTOCOL, bytes([OURS]))
-    return _change(RTM_NEWNEIGH, body, NLM_F_REPLACE, delete)
+        body += attr(NDA_PROTOCOL, bytes([OURS]))
+    return change(RTM_NEWNEIGH, body, NLM_F_REPLACE, delete)
 
 
 def rule(obj: Rule, *, ours: bool, delete: bool = False) -> Message:
@@ -310,37 +336,23 @@ def rule(obj: Rule, *, ours: bool, delete: bool = False) -> Message:
         action,
         0,
     )
-    body += _attr_u32(FRA_PRIORITY, obj.priority)
+    body += attr_u32(FRA_PRIORITY, obj.priority)
     if not obj.blackhole:
-        body += _attr_u32(FRA_TABLE, obj.table)
+        body += attr_u32(FRA_TABLE, obj.table)
     for kind, selector in ((FRA_SRC, obj.src), (FRA_DST, obj.dst)):
         if selector and selector.prefixlen:
-            body += _attr(kind, selector.network_address.packed)
+            body += attr(kind, selector.network_address.packed)
     for kind, name in ((FRA_IIFNAME, obj.iif), (FRA_OIFNAME, obj.oif)):
         if name:
-            body += _attr_str(kind, name)
-    body += _attr(FRA_PROTOCOL, bytes([OURS if ours else RTPROT_BOOT]))
-    return _change(RTM_NEWRULE, body, NLM_F_EXCL, delete)
-
-
-def token_bucket(obj: TokenBucket, index: int, *, delete: bool = False) -> Message:
-    # The kernel takes rate and burst in bytes (TCA_TBF_BURST) and needs no table of ticks for Ethernet.
-    rate32 = min(obj.rate, U32_MAX)
-    spec = struct.pack("=BBHhHI", 0, TC_LINKLAYER_ETHERNET, 0, 0, 0, rate32)
-    parameters = spec + bytes(12) + struct.pack("=III", obj.limit, 0, 0)
-    options = _attr(TCA_TBF_PARMS, parameters) + _attr_u32(TCA_TBF_BURST, obj.burst)
-    if obj.rate > U32_MAX:
-        options += _attr(TCA_TBF_RATE64, struct.pack("=Q", obj.rate))
-    body = struct.pack("=BBHiIII", 0, 0, 0, index, 0x10000, TC_H_ROOT, 0) + _attr_str(TCA_KIND, "tbf")
-    if not delete:
-        body += _attr(TCA_OPTIONS, options)
-    return _change(RTM_NEWQDISC, body, NLM_F_REPLACE, delete)
+            body += attr_str(kind, name)
+    body += attr(FRA_PROTOCOL, bytes([OURS if ours else RTPROT_BOOT]))
+    return change(RTM_NEWRULE, body, NLM_F_EXCL, delete)
 
 
 # -- encoding ---------------------------------------------------------------------------------------------
 
 
-def _change(kind: int, body: bytes, mode: int, delete: bool) -> Message:
+def change(kind: int, body: bytes, mode: int, delete: bool) -> Message:
     """The message that makes an object, or the one that takes it away: the next number in each family."""
     return Message(kind + 1, 0, body) if delete else Message(kind, NLM_F_CREATE | mode, body)
 
@@ -364,21 +376,8 @@ def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return struct.pack("=BBHiII", socket.AF_UNSPEC, 0, 0, index, flags, change)
 
 
-def _attr(kind: int, payload: bytes) -> bytes:
-    length = 4 + len(payload)
-    return struct.pack("=HH", length, kind) + payload + bytes(-length % 4)
-
-
-def _attr_u32(kind: int, value: int) -> bytes:
-    return struct.pack("=HHI", 8, kind, value)
-
-
-def _attr_str(kind: int, value: str) -> bytes:
-    return _attr(kind, value.encode() + b"\0")
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
+def _mac(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _family(ip: IPAddress | IPNetwork) -> int:
@@ -395,21 +394,6 @@ def _split(data: bytes) -> list[tuple[int, int, int, bytes]]:
     return found
 
 
-def _attributes(data: bytes, offset: int) -> dict[int, bytes]:
-    found = {}
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-    return found
-
-
-def _text(attribute: bytes) -> str:
-    return attribute.rstrip(b"\0").decode(errors="replace")
-
-
 def _explanation(flags: int, body: bytes) -> str:
     """The text after an error: NLMSGERR_ATTR_MSG behind the (capped) copy of the request's header."""
     if not flags & NLM_F_ACK_TLVS:
@@ -417,4 +401,4 @@ def _explanation(flags: int, body: bytes) -> str:
     offset = 4 + 16
     if not flags & NLM_F_CAPPED:
         offset = 4 + struct.unpack_from("=I", body, 4)[0]
-    return _text(_attributes(body, offset).get(1, b""))
+    return attr_text(parse_attrs(body, offset).get(1, b""))

@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
@@ -123,6 +123,21 @@ class Namespace:
 def _cookie() -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+
+
+@contextlib.contextmanager
+def temporary_netns() -> Iterator[Namespace]:
+    """A new namespace without a name, which ends with the block.
+
+    :raises IOFailure: the kernel refuses.
+    """
+
+    def unshare() -> Namespace:
+        _check(_libc.unshare(CLONE_NEWNET), "unshare", "without a name")
+        return Namespace.current()
+
+    with Namespace.current() as here, here.run(unshare) as namespace:
+        yield namespace
 
 
 def create_netns(name: str) -> Path:

@@ -12,8 +12,9 @@ import json
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any
 
-from terway_core.errors import WiringError
+from terway_core.errors import TerwayError, WiringError
 from terway_core.types import Problem
+from terway_core.wiring.netns import temporary_netns
 from terway_core.wiring.objects import IPNetwork, Masquerade
 
 TABLE = "terway"
@@ -66,16 +67,17 @@ def _run(command: str) -> str:
 
 
 def preflight() -> Problem | None:
-    """What keeps masquerading from working here; asks the kernel and changes nothing."""
+    """What keeps masquerading from working here; tried in a namespace that is thrown away."""
     try:
-        _run("list tables")
+        with temporary_netns() as namespace:
+            namespace.run(add_masquerade, Masquerade(src=ip_network("192.0.2.0/24")))
     except NftUnavailable as error:
         return Problem(
             summary=f"{LIBRARY} cannot be loaded: {error.__cause__}", remedy="apt-get install libnftables1"
         )
-    except WiringError as error:
+    except TerwayError as error:
         return Problem(
-            summary=str(error),
+            summary=f"the kernel cannot masquerade: {error}",
             remedy="run on a kernel with nf_tables, with CAP_NET_ADMIN, or set masquerade: false",
         )
     return None

@@ -64,6 +64,24 @@ class MoveLink:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ipvlan:
+    """An ipvlan link in mode L2: a child of ``parent``, a link of the host, whose MAC address it has.
+
+    Among ``pod`` objects it is born in the pod's namespace, among ``node`` objects on the host. It comes up.
+    A parent and its children do not hear each other; children of one parent do.
+
+    :param arp: False: it neither asks nor answers who has an address. Whatever it sends goes to the MAC
+        address that all children share, and so to the one that has the destination's address.
+    """
+
+    name: str
+    parent: str
+    mtu: int = 1500
+    arp: bool = True
+    kind: Literal["ipvlan"] = "ipvlan"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LinkUp:
     """A link that exists already (``lo``, an ENI) and must be up; ``mtu`` 0 leaves its MTU alone."""
 
@@ -149,6 +167,30 @@ class TokenBucket:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Clsact:
+    """A clsact qdisc: where filters see what a link receives and sends.
+
+    Removing a wiring leaves it: others may have hung their filters on it, and it goes with the link.
+    """
+
+    dev: str
+    kind: Literal["clsact"] = "clsact"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Redirect:
+    """What would leave by ``dev`` for ``dst`` is received from ``to`` instead, as if it had come in there.
+
+    ``dev`` needs a :class:`Clsact`. Of several that match the longest prefix wins.
+    """
+
+    dev: str
+    dst: IPNetwork
+    to: str
+    kind: Literal["redirect"] = "redirect"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Masquerade:
     """Source NAT to the node's address for packets from ``src`` to anywhere but ``exclude``.
 
@@ -167,7 +209,19 @@ class Masquerade:
 
 
 WiringObject: TypeAlias = (
-    Veth | MoveLink | LinkUp | Address | Route | Rule | Neighbor | Sysctl | TokenBucket | Masquerade
+    Veth
+    | MoveLink
+    | Ipvlan
+    | LinkUp
+    | Address
+    | Route
+    | Rule
+    | Neighbor
+    | Sysctl
+    | TokenBucket
+    | Clsact
+    | Redirect
+    | Masquerade
 )
 
 
@@ -176,7 +230,7 @@ class Wiring:
     """Everything one attachment needs from the kernel.
 
     The engine knows which kinds must precede which (links, sysctls, addresses, neighbours, routes, rules,
-    queues); within a kind the order is the one given here.
+    queues, filters); within a kind the order is the one given here.
     """
 
     node: tuple[WiringObject, ...] = ()
@@ -191,6 +245,9 @@ def describe(obj: WiringObject) -> str:
             return f"veth {obj.name} mac {obj.mac} mtu {obj.mtu} peer {obj.peer} mac {obj.peer_mac}"
         case MoveLink():
             return f"link with mac {obj.mac} moved into the pod as {obj.name} mtu {obj.mtu}"
+        case Ipvlan():
+            noarp = "" if obj.arp else " noarp"
+            return f"ipvlan {obj.name} link {obj.parent} mode l2 mtu {obj.mtu}{noarp}"
         case LinkUp():
             return f"link {obj.dev} up" + (f" mtu {obj.mtu}" if obj.mtu else "")
         case Address():
@@ -222,6 +279,10 @@ def describe(obj: WiringObject) -> str:
             return f"sysctl net/{obj.key} = {obj.value}"
         case TokenBucket():
             return f"tbf dev {obj.dev} rate {obj.rate} B/s burst {obj.burst} limit {obj.limit}"
+        case Clsact():
+            return f"clsact dev {obj.dev}"
+        case Redirect():
+            return f"redirect {obj.dst} from {obj.dev} egress to {obj.to or 'a lost link'} ingress"
         case Masquerade():
             exclude = ", ".join(map(str, obj.exclude))
             return f"masquerade from {obj.src}" + (f" except to {exclude}" if exclude else "")

@@ -14,8 +14,9 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from terway_core.errors import WiringError
-from terway_core.wiring import netlink
-from terway_core.wiring.objects import MAIN_TABLE, IPAddress, IPInterface, Route, Rule
+from terway_core.wiring import netlink, tc
+from terway_core.wiring.netlink import NetlinkSocket
+from terway_core.wiring.objects import MAIN_TABLE, IPAddress, IPInterface, Redirect, Route, Rule
 
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _ATTEMPTS: Final = 5
@@ -35,6 +36,7 @@ class Link:
     kind: str
     alias: str
     group: int
+    arp: bool = True
 
 
 @dataclass(slots=True)
@@ -47,6 +49,8 @@ class Snapshot:
     rules: dict[Rule, int] = field(default_factory=dict)
     neighbors: dict[tuple[str, IPAddress], tuple[str, bool]] = field(default_factory=dict)  # → MAC, permanent
     buckets: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # → rate, burst, limit
+    clsacts: set[str] = field(default_factory=set, compare=False)  # they are never taken away
+    redirects: set[Redirect] = field(default_factory=set)
 
     @classmethod
     def take(cls) -> Snapshot:
@@ -56,8 +60,10 @@ class Snapshot:
         """
         for _ in range(_ATTEMPTS):
             try:
-                with IPRoute() as ipr:
-                    return cls._read(ipr)
+                with IPRoute() as ipr, NetlinkSocket() as sock:
+                    snapshot = cls._read(ipr)
+                    snapshot._add_redirects(sock)
+                    return snapshot
             except NetlinkDumpInterrupted:
                 continue
             except (OSError, NetlinkError) as error:
@@ -80,6 +86,7 @@ class Snapshot:
                 kind=message.get(("linkinfo", "kind")) or "",
                 alias=message.get("ifalias") or "",
                 group=message.get("group") or 0,
+                arp=not message["flags"] & netlink.IFF_NOARP,
             )
             snapshot.links[link.name] = link
             names[link.index] = link.name
@@ -101,8 +108,12 @@ class Snapshot:
                     permanent = bool(message["state"] & netlink.NUD_PERMANENT)
                     snapshot.neighbors[key] = (message.get("lladdr"), permanent)
         for message in ipr.get_qdiscs():
-            if message.get("kind") == "tbf" and message["index"] in names:
+            if message["index"] not in names:
+                continue
+            if message.get("kind") == "tbf":
                 snapshot._add_bucket(message, names)
+            elif message.get("kind") == "clsact":
+                snapshot.clsacts.add(names[message["index"]])
         return snapshot
 
     def _add_route(self, message: Any, names: dict[int, str]) -> None:
@@ -143,3 +154,9 @@ class Snapshot:
         rate = parms["rate"]
         burst = parms["buffer"] * TICK_NS * rate // 1_000_000_000
         self.buckets[names[message["index"]]] = (rate, burst, parms["limit"])
+
+    def _add_redirects(self, sock: NetlinkSocket) -> None:
+        names = {link.index: link.name for link in self.links.values()}
+        for dev in self.clsacts:
+            for dst, to in tc.redirects(sock, self.links[dev].index):
+                self.redirects.add(Redirect(dev=dev, dst=dst, to=names.get(to, "")))

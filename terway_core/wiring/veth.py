@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -74,7 +75,7 @@ def wire_by_veth(attachment: Attachment, lease: Lease, mtu: int) -> VethWiring:
         pod += [
             Address(dev=pod_if, address=address),
             Neighbor(dev=pod_if, address=family.next_hop, mac=mac),
-            *_way_out(pod_if, alone, family),
+            *way_out(pod_if, alone, family.next_hop),
         ]
     return VethWiring(tuple(node), tuple(host), tuple(pod))
 
@@ -85,15 +86,19 @@ def ipv6_sysctls(dev: str, *, forwarding: bool) -> list[WiringObject]:
     return [Sysctl(key=f"ipv6/conf/{dev}/{name}", value=value) for name, value in wanted.items()]
 
 
-def _way_out(dev: str, own: IPNetwork, family: Family) -> list[WiringObject]:
-    """The default route of ``eth0``. A further interface only answers for its own address: it has the default
-    route in a table of its own, and rules that lead there what is sent from it."""
+def way_out(
+    dev: str, own: IPNetwork, via: IPAddress, on_link: Iterable[IPNetwork] = ()
+) -> list[WiringObject]:
+    """The default route of ``eth0``, and routes to what is ``on_link``. A further interface only answers for
+    its own address: it has them in a table of its own, and rules that lead there what is sent from it."""
+    everywhere = FAMILIES[via.version].everywhere
     if dev == "eth0":
-        return [Route(dst=family.everywhere, dev=dev, via=family.next_hop)]
+        return [*(Route(dst=dst, dev=dev) for dst in on_link), Route(dst=everywhere, dev=dev, via=via)]
     # Any number will do that the pod does not use, if it is the same at every call.
     table = 1000 + int.from_bytes(hashlib.sha1(dev.encode()).digest()[:2])
     return [
-        Route(dst=family.everywhere, dev=dev, via=family.next_hop, table=table),
+        *(Route(dst=dst, dev=dev, table=table) for dst in on_link),
+        Route(dst=everywhere, dev=dev, via=via, table=table),
         Rule(priority=POD_RULE_PRIORITY, src=own, table=table),
-        Rule(priority=POD_RULE_PRIORITY, oif=dev, table=table, family=family.next_hop.version),
+        Rule(priority=POD_RULE_PRIORITY, oif=dev, table=table, family=via.version),
     ]

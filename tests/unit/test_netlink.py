@@ -15,9 +15,9 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from terway_core.wiring import netlink
+from terway_core.wiring import netlink, tc
 from terway_core.wiring.netlink import OURS, Message, NetlinkSocket
-from terway_core.wiring.objects import Address, Neighbor, Route, Rule, TokenBucket, Veth
+from terway_core.wiring.objects import Address, Ipvlan, Neighbor, Redirect, Route, Rule, TokenBucket, Veth
 
 CREATE, REPLACE, EXCLUSIVE = 0x400, 0x100, 0x200
 BOOT = 3
@@ -89,6 +89,37 @@ def test_set_up(index, mtu, alias):
     assert (one["header"]["type"], one["index"], one["flags"], one["change"]) == (16, index, 1, 1)
     wanted = {"IFLA_MTU": mtu, "IFLA_IFALIAS": alias}
     assert one["attrs"] == {word: value for word, value in wanted.items() if value}
+
+
+@given(names, indices, mtus, st.none() | st.integers(0, 1000))
+def test_ipvlan(name, parent, mtu, fd):
+    one = decode(ifinfmsg, netlink.new_ipvlan(Ipvlan(name=name, parent="eth1", mtu=mtu), parent, fd))
+    made_by(one, False, 16, mode=EXCLUSIVE)
+    attributes = one["attrs"]
+    info = dict(attributes.pop("IFLA_LINKINFO")["attrs"])
+    elsewhere = {} if fd is None else {"IFLA_NET_NS_FD": fd}
+    assert attributes == {
+        "IFLA_IFNAME": name,
+        "IFLA_LINK": parent,
+        "IFLA_MTU": mtu,
+        "IFLA_GROUP": OURS,
+        **elsewhere,
+    }
+    assert info["IFLA_INFO_KIND"] == "ipvlan"
+    assert dict(info["IFLA_INFO_DATA"]["attrs"]) == {"IFLA_IPVLAN_MODE": 0}  # L2
+    assert one["flags"] == one["change"] == 0  # still down
+
+
+@pytest.mark.parametrize(("arp", "flags", "change"), [(None, 1, 1), (True, 1, 0x81), (False, 0x81, 0x81)])
+def test_set_up_with_and_without_arp(arp, flags, change):
+    one = decode(ifinfmsg, netlink.set_up(7, arp=arp))
+    assert (one["flags"], one["change"]) == (flags, change)
+
+
+@given(indices)
+def test_delete_link(index):
+    one = decode(ifinfmsg, netlink.delete_link(index))
+    assert (one["header"]["type"], one["index"], one["attrs"]) == (17, index, {})
 
 
 @given(indices, names, st.integers(0, 1000))
@@ -191,7 +222,7 @@ def test_rule(obj, ours, delete):
 @given(st.integers(1, 2**40), u32, u32, indices, st.booleans())
 def test_token_bucket(rate, burst, limit, index, delete):
     obj = TokenBucket(dev="eth0", rate=rate, burst=burst, limit=limit)
-    one = decode(tcmsg, netlink.token_bucket(obj, index, delete=delete))
+    one = decode(tcmsg, tc.token_bucket(obj, index, delete=delete))
     made_by(one, delete, 36)
     assert (one["index"], one["parent"], one["handle"]) == (index, 0xFFFFFFFF, 0x10000)  # root, 1:
     assert one["attrs"]["TCA_KIND"] == "tbf"
@@ -206,9 +237,66 @@ def test_token_bucket(rate, burst, limit, index, delete):
     known = {4: "TCA_TBF_RATE64", 6: "TCA_TBF_BURST"}
     present = {number for number, word in known.items() if number in unknown or word in dict(options)}
     assert present == ({4, 6} if rate > 2**32 - 1 else {6})
-    body = netlink.token_bucket(obj, index).body
+    body = tc.token_bucket(obj, index).body
     assert struct.pack("=HHI", 8, 6, burst) in body
     assert (struct.pack("=HHQ", 12, 4, rate) in body) == (rate > 2**32 - 1)
+
+
+@given(indices)
+def test_clsact(index):
+    one = decode(tcmsg, tc.clsact(index))
+    assert (one["header"]["type"], one["header"]["flags"]) == (36, CREATE)  # one that is there stays
+    assert (one["index"], one["parent"], one["handle"]) == (index, 0xFFFFFFF1, 0xFFFF0000)
+    assert one["attrs"]["TCA_KIND"] == "clsact"
+
+
+class Dump:
+    """A socket that lists filters which were made by these messages."""
+
+    def __init__(self, *made):
+        self._made = made
+
+    def dump(self, kind, body):
+        assert kind == 46
+        return [message.body for message in self._made]
+
+
+@given(networks, indices, indices)
+def test_redirect_reads_back(dst, index, to):
+    obj = Redirect(dev="eth1", dst=dst, to="ipvl_3")
+    message = tc.redirect(obj, index, to)
+    assert list(tc.redirects(Dump(message), index)) == [(dst, to)]
+    one = decode(tcmsg, message)
+    made_by(one, False, 44)
+    other = decode(tcmsg, tc.redirect(obj, index, 0, delete=True))
+    made_by(other, True, 44)
+    places = [(made["index"], made["parent"], made["handle"], made["info"]) for made in (one, other)]
+    assert places[0] == places[1]
+    assert places[0][:2] == (index, 0xFFFFFFF3)  # what leaves by it
+    assert socket.ntohs(one["info"] & 0xFFFF) == {4: 0x0800, 6: 0x86DD}[dst.version]
+
+
+@given(networks, networks)
+def test_redirects_of_two_networks_have_places_of_their_own_the_longer_prefix_first(one, other):
+    assume(one != other and one.version == other.version)
+    first, second = (
+        decode(tcmsg, tc.redirect(Redirect(dev="a", dst=dst, to="b"), 1, 2)) for dst in (one, other)
+    )
+    assert (first["info"], first["handle"]) != (second["info"], second["handle"])
+    if one.prefixlen > other.prefixlen:
+        assert first["info"] >> 16 < second["info"] >> 16
+
+
+def test_filters_of_others_are_not_ours():
+    one = tc.redirect(Redirect(dev="a", dst=ip_network("10.0.0.0/8"), to="b"), 1, 2)
+    handle, parent, info = struct.unpack_from("=III", one.body, 8)
+    for other in (
+        (handle, parent, info - (200 << 16)),
+        (handle, parent, info + (300 << 16)),
+        (0, parent, info),
+    ):
+        body = one.body[:8] + struct.pack("=III", *other) + one.body[20:]
+        assert list(tc.redirects(Dump(Message(44, 0, body)), 1)) == []
 
 
 # -- the socket: asking for links needs no rights ---------------------------------------------------------

@@ -10,9 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from terway_core.wiring.objects import (
     Address,
+    Clsact,
+    Ipvlan,
     LinkUp,
     Masquerade,
     Neighbor,
+    Redirect,
     Route,
     Rule,
     Sysctl,
@@ -65,6 +68,14 @@ def test_an_unknown_kind_is_refused():
             Veth(name="cali1", peer="eth0", mac="0a:00:00:00:00:01", peer_mac="0a:00:00:00:00:02", mtu=1400),
             "veth cali1 mac 0a:00:00:00:00:01 mtu 1400 peer eth0 mac 0a:00:00:00:00:02",
         ),
+        (
+            Ipvlan(name="eth0", parent="eth1", mtu=1400),
+            "ipvlan eth0 link eth1 mode l2 mtu 1400",
+        ),
+        (
+            Ipvlan(name="ipvl_3", parent="eth1", arp=False),
+            "ipvlan ipvl_3 link eth1 mode l2 mtu 1500 noarp",
+        ),
         (LinkUp(dev="lo"), "link lo up"),
         (LinkUp(dev="eth1", mtu=9000), "link eth1 up mtu 9000"),
         (Address(dev="eth0", address=ip_interface("10.0.0.2/32")), "address 10.0.0.2/32 dev eth0"),
@@ -89,6 +100,11 @@ def test_an_unknown_kind_is_refused():
         (
             TokenBucket(dev="cali1", rate=125000, burst=4096, limit=8192),
             "tbf dev cali1 rate 125000 B/s burst 4096 limit 8192",
+        ),
+        (Clsact(dev="eth1"), "clsact dev eth1"),
+        (
+            Redirect(dev="eth1", dst=ip_network("172.21.0.0/20"), to="ipvl_3"),
+            "redirect 172.21.0.0/20 from eth1 egress to ipvl_3 ingress",
         ),
         (Masquerade(src=ip_network("172.20.0.0/16")), "masquerade from 172.20.0.0/16"),
         (

@@ -1,0 +1,165 @@
+"""Objects made and taken away in one namespace, by one batch of messages."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from terway_core.errors import WiringError
+from terway_core.wiring import netlink, tc
+from terway_core.wiring.netlink import ALREADY_GONE, LinkInfo, Message, NetlinkSocket, Reply
+from terway_core.wiring.objects import (
+    Address,
+    Clsact,
+    Ipvlan,
+    LinkUp,
+    Neighbor,
+    Redirect,
+    Route,
+    Rule,
+    Sysctl,
+    TokenBucket,
+    WiringObject,
+    describe,
+)
+
+ALIAS_PREFIX = "terway:"
+SYSCTL_ROOT = Path("/proc/sys/net")
+
+#: Kinds in the order in which the kernel wants them; a link that is up accepts routes.
+_ORDER = (LinkUp, Ipvlan, Address, Neighbor, Route, Rule, TokenBucket, Clsact, Redirect)
+#: Of these, what is not taken away by a message: it stays, or is a link.
+_NOT_UNMADE = (LinkUp, Ipvlan, Clsact)
+#: An object that the kernel cannot have, so it refused to make it too: malformed, or of a family it lacks.
+_NEVER_THERE = {errno.EINVAL, errno.ERANGE, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
+
+
+def apply_objects(
+    sock: NetlinkSocket,
+    objects: Iterable[WiringObject],
+    *,
+    where: str,
+    ours: bool,
+    aliases: Mapping[str, str] | None = None,
+) -> None:
+    """Make what a message makes, in the namespace of ``sock``; what is there already stays or is replaced.
+
+    :param where: for errors. :param ours: mark it. :param aliases: for links that come up, by name.
+    :raises WiringError: a link is missing, or the kernel refused something; the rest was made all the same.
+    """
+    ordered = sorted(
+        (obj for obj in objects if isinstance(obj, _ORDER)), key=lambda obj: _ORDER.index(type(obj))
+    )
+    links = sock.links(list(dict.fromkeys(name for obj in ordered for name in _needed_links(obj))))
+    indices = {name: link.index for name, link in links.items()}
+    messages = []
+    for obj in ordered:
+        for name in _needed_links(obj):
+            if name not in links:
+                raise WiringError(f"{describe(obj)} cannot be made on the {where}: there is no link {name}")
+        messages.append(_message(obj, indices, ours=ours, alias=(aliases or {}).get(device(obj), "")))
+    for obj, reply in zip(ordered, sock.send(messages), strict=True):
+        if reply.errno == errno.EEXIST and isinstance(obj, Rule):
+            continue
+        raise_for(obj, reply, where)
+
+
+def remove_objects(sock: NetlinkSocket, objects: Iterable[WiringObject], *, where: str, ours: bool) -> None:
+    """Take away what :func:`apply_objects` made, links excepted; what is gone already is forgiven.
+
+    :raises WiringError: the kernel refused.
+    """
+    found = [obj for obj in objects if isinstance(obj, _ORDER) and not isinstance(obj, _NOT_UNMADE)]
+    links = sock.links(list(dict.fromkeys(dev for obj in found if (dev := device(obj)))))
+    indices = {name: link.index for name, link in links.items()}
+    present = [obj for obj in reversed(found) if not device(obj) or device(obj) in links]
+    messages = [_message(obj, indices, ours=ours, delete=True) for obj in present]
+    for obj, reply in zip(present, sock.send(messages), strict=True):
+        if reply.errno not in ALREADY_GONE | _NEVER_THERE:
+            raise_for(obj, reply, where)
+
+
+def _message(
+    obj: WiringObject, indices: Mapping[str, int], *, ours: bool, delete: bool = False, alias: str = ""
+) -> Message:
+    index = indices.get(device(obj), 0)
+    match obj:
+        case LinkUp():
+            return netlink.set_up(index, mtu=obj.mtu, alias=alias)
+        case Ipvlan():
+            return netlink.set_up(index, mtu=obj.mtu, alias=alias, arp=obj.arp)
+        case Address():
+            return netlink.address(obj, index, delete=delete)
+        case Route():
+            return netlink.route(obj, index, ours=ours, delete=delete)
+        case Rule():
+            return netlink.rule(obj, ours=ours, delete=delete)
+        case Neighbor():
+            return netlink.neighbor(obj, index, ours=ours, delete=delete)
+        case TokenBucket():
+            return tc.token_bucket(obj, index, delete=delete)
+        case Clsact():
+            return tc.clsact(index)
+        case Redirect():
+            return tc.redirect(obj, index, indices.get(obj.to, 0), delete=delete)
+        case _:
+            raise TypeError(f"{describe(obj)} is not made by a netlink message")
+
+
+def write_sysctls(objects: Iterable[WiringObject]) -> None:
+    """Write those among ``objects``, in the calling thread's namespace.
+
+    :raises WiringError: one does not exist or cannot have the value.
+    """
+    for obj in objects:
+        if not isinstance(obj, Sysctl):
+            continue
+        path = SYSCTL_ROOT / obj.key
+        if ".." in path.parts:
+            raise WiringError(f"{describe(obj)}: the key leaves {SYSCTL_ROOT}")
+        try:
+            # Most are right already; a read is cheaper than a write, which may walk all links.
+            if path.read_text().split() != obj.value.split():
+                path.write_text(obj.value)
+        except OSError as error:
+            raise WiringError(f"{describe(obj)} cannot be written: {error.strerror}") from error
+
+
+def device(obj: WiringObject) -> str:
+    """The link an object hangs on; ``""`` for one that hangs on none."""
+    match obj:
+        case Address() | Route() | Neighbor() | TokenBucket() | LinkUp() | Clsact() | Redirect():
+            return obj.dev
+        case Ipvlan():
+            return obj.name
+        case _:
+            return ""
+
+
+def brought_up(children: Sequence[Ipvlan]) -> list[LinkUp]:
+    """Beforehand: coming up makes an ipvlan link resolve neighbours again (ipvlan_open() in Linux)."""
+    return [LinkUp(dev=child.name) for child in children]
+
+
+def _needed_links(obj: WiringObject) -> list[str]:
+    names = [device(obj), obj.to if isinstance(obj, Redirect) else ""]
+    return [name for name in names if name]
+
+
+def belongs_to(link: LinkInfo, owner: str) -> bool:
+    """Whether the link bears our mark and nobody else's name."""
+    # A link without an alias is one that a kill left between its making and its naming.
+    ours = link.group in {netlink.OURS, netlink.DOOMED}
+    return link.alias == ALIAS_PREFIX + owner or (ours and not link.alias)
+
+
+def raise_for(obj: WiringObject, reply: Reply, where: str) -> None:
+    """:raises WiringError: the reply is an error; the message has the object and the kernel's own words."""
+    if reply.errno:
+        reason = reply.explanation or os.strerror(reply.errno)
+        raise WiringError(
+            f"the kernel refused {describe(obj)} on the {where}: {reason}",
+            details=f"errno {errno.errorcode.get(reply.errno, reply.errno)}",
+        )
