@@ -6,6 +6,7 @@ calls that driver alone, so no hook asks "is this mine?". ``docs/write-a-driver.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
@@ -49,8 +50,9 @@ def terway_claim(pod: Pod, node: Node) -> bool:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def terway_preflight(node: Node) -> list[Problem]:  # type: ignore[empty-body]
-    """Optional: what this machine lacks for the driver to work, each with its remedy. Changes nothing."""
+def terway_preflight(node: Node, options: Mapping[str, Any]) -> list[Problem]:  # type: ignore[empty-body]
+    """Optional: what this machine lacks for the driver to work, each with its remedy. Changes nothing, and
+    comes at any time, also before ``terway_start``."""
 
 
 @hookspec(firstresult=True)
@@ -69,5 +71,8 @@ def terway_commands() -> typer.Typer:  # type: ignore[empty-body]
 
 
 @hookspec
-def terway_conflist(conflist: dict[str, Any]) -> dict[str, Any]:  # type: ignore[empty-body]
-    """Optional: add chained plugins to the conflist that ``terway cni install`` writes."""
+def terway_conflist(  # type: ignore[empty-body]
+    conflist: dict[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Optional: add chained plugins to the conflist that ``terway cni install`` writes. Comes at any time,
+    also before ``terway_start``."""

@@ -11,9 +11,10 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
@@ -29,6 +30,8 @@ __all__ = ["DRIVERS_GROUP", "PLUGINS_GROUP", "REQUIRED_HOOKS", "DriverInfo", "Dr
 
 DRIVERS_GROUP: Final = "terway.drivers"
 PLUGINS_GROUP: Final = "terway.plugins"
+#: No options.
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 REQUIRED_HOOKS: Final = ("terway_allocate", "terway_setup", "terway_teardown", "terway_gc")
 
 _log = logging.getLogger(__name__)
@@ -169,9 +172,9 @@ class Drivers:
         claimed = self._optional(mode, "terway_claim", bool, pod=pod, node=node)
         return claimed is None or claimed
 
-    def preflight(self, mode: str, node: Node) -> list[Problem]:
+    def preflight(self, mode: str, node: Node, options: Mapping[str, Any] = _NONE) -> list[Problem]:
         """``terway_preflight``; a driver without it needs nothing."""
-        problems = self._optional(mode, "terway_preflight", list, node=node) or []
+        problems = self._optional(mode, "terway_preflight", list, node=node, options=options) or []
         return [_checked(mode, "terway_preflight", problem, Problem) for problem in problems]
 
     def start(self, mode: str, services: Services) -> None:
@@ -188,10 +191,12 @@ class Drivers:
 
         return self._optional(mode, "terway_commands", typer.Typer)
 
-    def conflist(self, mode: str, conflist: dict[str, Any]) -> dict[str, Any]:
+    def conflist(
+        self, mode: str, conflist: dict[str, Any], options: Mapping[str, Any] = _NONE
+    ) -> dict[str, Any]:
         """``terway_conflist``; a driver without it leaves the conflist as it is."""
         # The one hook that is not firstresult: its answer is a list, of at most one element here.
-        answers = self._call(mode, "terway_conflist", list, conflist=conflist)
+        answers = self._call(mode, "terway_conflist", list, conflist=conflist, options=options)
         return _checked(mode, "terway_conflist", answers[0], dict) if answers else conflist
 
     def _call(self, mode: str, hook: str, want: type[_T], **arguments: object) -> _T:

@@ -49,4 +49,6 @@ def show_conflist(config: ConfigFile = None) -> None:
 
 def _transforms(settings: Config) -> list[Callable[[dict[str, Any]], dict[str, Any]]]:
     installed = Drivers.installed()
-    return [partial(installed.conflist, mode) for mode in settings.drivers]
+    return [
+        partial(installed.conflist, mode, options=settings.options.get(mode, {})) for mode in settings.drivers
+    ]

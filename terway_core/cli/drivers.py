@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from terway_core.cli.common import AsJson, ConfigFile, console, print_json
 from terway_core.config import Config, load_config
-from terway_core.errors import TerwayError, UnknownDriver
+from terway_core.errors import InvalidConfig, TerwayError, UnknownDriver
 from terway_core.registry import DriverInfo, Drivers
 from terway_core.types import Node, Problem
 
@@ -50,10 +50,15 @@ def survey(drivers: Drivers, config: Config) -> list[DriverStatus]:
     installed = {info.mode for info in drivers.infos}
     absent = [DriverInfo(mode=mode, problem="not installed") for mode in rank if mode not in installed]
     ordered = sorted((*drivers.infos, *absent), key=lambda info: (rank.get(info.mode, len(rank)), info.mode))
-    return [_status(drivers, info, node, configured=info.mode in rank) for info in ordered]
+    return [
+        _status(drivers, info, node, config.options.get(info.mode, {}), configured=info.mode in rank)
+        for info in ordered
+    ]
 
 
-def _status(drivers: Drivers, info: DriverInfo, node: Node, *, configured: bool) -> DriverStatus:
+def _status(
+    drivers: Drivers, info: DriverInfo, node: Node, options: Mapping[str, Any], *, configured: bool
+) -> DriverStatus:
     status: Literal["ready", "unmet", "broken"] = "broken"
     if info.problem:
         package = f"terway-driver-{info.mode.replace('_', '-')}"
@@ -61,8 +66,11 @@ def _status(drivers: Drivers, info: DriverInfo, node: Node, *, configured: bool)
         problems = [Problem(summary=info.problem, remedy=remedy)]
     else:
         try:
-            problems = drivers.preflight(info.mode, node)
+            problems = drivers.preflight(info.mode, node, options)
             status = "unmet" if problems else "ready"
+        except InvalidConfig as error:
+            problems = [Problem(summary=error.message, remedy="mend the configuration")]
+            status = "unmet"
         except TerwayError as error:
             problems = [Problem(summary=error.message, remedy=f"tell the authors of {info.origin}")]
     return DriverStatus(info=info, configured=configured, status=status, problems=tuple(problems))

@@ -190,7 +190,11 @@ class Daemon:
             return False
         try:
             install.install_conflist(
-                self.config, [partial(self.drivers.conflist, mode) for mode in self.config.drivers]
+                self.config,
+                [
+                    partial(self.drivers.conflist, mode, options=self.config.options.get(mode, {}))
+                    for mode in self.config.drivers
+                ],
             )
         except TerwayError as error:
             self._conflist_problem = str(error)

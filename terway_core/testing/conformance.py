@@ -66,7 +66,7 @@ class DriverConformance(LeaseCases, WiringCases):
 
         If this fails, give each Problem both texts.
         """
-        for problem in rig.drivers.preflight(rig.mode, rig.services.node):
+        for problem in rig.drivers.preflight(rig.mode, rig.services.node, rig.services.options):
             assert problem.summary
             assert problem.remedy
 
@@ -76,7 +76,7 @@ class DriverConformance(LeaseCases, WiringCases):
         If this fails, return a new dict with more ``plugins``.
         """
         conflist: dict[str, Any] = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "terway"}]}
-        answer = rig.drivers.conflist(rig.mode, json.loads(json.dumps(conflist)))
+        answer = rig.drivers.conflist(rig.mode, json.loads(json.dumps(conflist)), rig.services.options)
         assert json.loads(json.dumps(answer)) == answer
         assert answer["plugins"][0] == conflist["plugins"][0]
         assert (answer["cniVersion"], answer["name"]) == (conflist["cniVersion"], conflist["name"])

@@ -160,7 +160,7 @@ class WiringCases(ConformanceBase):
     @pytest.fixture
     def kernel(self, rig: Rig, host: Namespace, terway_netns: Callable[[], Namespace]) -> Iterator[Kernel]:
         """A pod to be wired for real, where the driver's preflight finds no fault with this machine."""
-        if problems := rig.drivers.preflight(rig.mode, rig.services.node):
+        if problems := rig.drivers.preflight(rig.mode, rig.services.node, rig.services.options):
             pytest.skip(f"the driver cannot work here: {problems[0].summary}")
         engine = Engine(host)
         yield Kernel(rig.wire(POD)[1], str(POD.key), engine, host, terway_netns())
