@@ -77,7 +77,7 @@ exec 3</dev/ttyS0
 while read -r verb job; do
     case $verb in
         run) run $job & ;;
-        kill) kill -KILL -- -$(cat $job/pid) ;;
+        kill) kill -KILL -$(cat $job/pid) ;;
         off) break ;;
     esac
 done <&3
@@ -221,9 +221,11 @@ class Machine:
             self._held = None
 
     def _send(self, line: str) -> None:
+        if not self._process.alive:
+            raise self._failed("does not run")
         try:
             control = os.open(self.folder / "control", os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:  # ENXIO: nobody reads
+        except OSError as error:  # ENXIO: nobody reads any more
             raise self._failed("does not run") from error
         with open(control, "wb") as stream:
             stream.write(f"{line}\n".encode())
