@@ -10,14 +10,16 @@ export PYTHONDONTWRITEBYTECODE =
 
 # Debian packages: what a node needs, and what the tests drive besides.
 APT_NODE := python3-venv libnftables1
-APT_TEST := busybox-static containerd containernetworking-plugins iproute2 nftables runc
+APT_TEST := busybox-static containerd containernetworking-plugins iproute2 iptables nftables runc
+# A second kernel, for what the machine's own may lack.
+APT_UML  := iproute2 kmod user-mode-linux
 
-.PHONY: demo test check bench format constraints clean apt-node apt-test
+.PHONY: demo test check bench format constraints clean apt-node apt-test apt-uml
 
-demo: apt-node .venv/installed
+demo: apt-node apt-uml .venv/installed
 	$(BIN)/terway lab demo
 
-test: apt-node apt-test .venv/installed
+test: apt-node apt-test apt-uml .venv/installed
 ifdef TESTS
 	$(BIN)/pytest $(TESTS)
 else
@@ -54,6 +56,9 @@ apt-node:
 
 apt-test:
 	@$(call apt-install,$(APT_TEST))
+
+apt-uml:
+	@$(call apt-install,$(APT_UML))
 
 clean:
 	rm -rf .venv build dist bench-results .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Fixtures and a marker for tests of terway drivers; pytest finds them by themselves (group ``pytest11``).
+"""Fixtures and markers for tests of terway drivers; pytest finds them by themselves (group ``pytest11``).
 
 pytest imports this file before anything measures coverage, and in projects that only happen to have terway
 installed: so it loads nothing of terway before a fixture is used.
@@ -25,8 +25,18 @@ pytest.register_assert_rewrite(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known, for ``--strict-markers``."""
+    """Make the markers known, for ``--strict-markers``."""
     config.addinivalue_line("markers", "kernel: needs root and makes real network namespaces")
+    config.addinivalue_line("markers", "uml: runs in user-mode Linux, whose kernel has ipvlan and VLANs")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests are marked ``uml``, have them run in user-mode Linux."""
+    if any(item.get_closest_marker("uml") for item in items):
+        from terway_core.testing import second_kernel
+
+        second_kernel.take_part(config, items)
 
 
 @pytest.fixture
