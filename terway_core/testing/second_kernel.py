@@ -31,7 +31,7 @@ _MARKER: Final = "uml"
 
 
 def take_part(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the marked tests among those collected inside, or, being inside, write down what becomes of them."""
+    """Have the marked tests among those collected run inside, or, inside, write down what becomes of them."""
     # Last, so that no module's fixtures are set up on both sides of them.
     items.sort(key=_is_marked)
     path = os.environ.get(_REPORTS)

@@ -51,6 +51,11 @@ class Kernel:
         for snapshot in (host.snapshot, pod):
             # The kernel numbers a link anew that comes back from another namespace.
             snapshot.links = {name: replace(link, index=0) for name, link in snapshot.links.items()}
+            # And it gives a link that comes up an address of the link when it finds the time.
+            snapshot.addresses = {found for found in snapshot.addresses if not found[1].is_link_local}
+            snapshot.routes = {
+                route: protocol for route, protocol in snapshot.routes.items() if not route.dst.is_link_local
+            }
         return host, pod
 
 
