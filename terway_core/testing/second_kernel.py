@@ -1,8 +1,8 @@
 """Tests marked ``uml`` run in user-mode Linux, all in one boot, and are reported here like any other.
 
 Where it cannot run they are skipped, but fail where ``CI`` is set: there nobody would notice. Inside, a
-second pytest runs the same tests and writes each report to a file as it comes; here each test waits for its
-own.
+second pytest runs the same tests, from the beginning of the session on while the tests of this kernel run
+here, and writes each report to a file as it comes; here each test waits for its own.
 """
 
 from __future__ import annotations
@@ -82,6 +82,12 @@ class _Outside:
                 item.add_marker(pytest.mark.timeout(0))  # the pytest inside looks at the time
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        if self._tests and not self._obstacle and not session.config.option.collectonly:
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="terway-uml-tests-")))
+            self._run = self._stack.enter_context(_Run(folder, self._config.rootpath, self._tests))
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if _is_marked(item):  # so it is not run inside
             reason = f"user-mode Linux cannot run: {self._obstacle}"
@@ -91,11 +97,8 @@ class _Outside:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> object:
-        if not _is_marked(item) or self._obstacle:
+        if self._run is None or not _is_marked(item):
             return None
-        if self._run is None:
-            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="terway-uml-tests-")))
-            self._run = self._stack.enter_context(_Run(folder, self._config.rootpath, self._tests))
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._run.reports(item):
             item.ihook.pytest_runtest_logreport(report=report)

@@ -51,11 +51,13 @@ class Kernel:
         for snapshot in (host.snapshot, pod):
             # The kernel numbers a link anew that comes back from another namespace.
             snapshot.links = {name: replace(link, index=0) for name, link in snapshot.links.items()}
-            # And it gives a link that comes up an address of the link when it finds the time.
+            # And it gives a link that comes up an address of the link when it finds the time, and learns of
+            # neighbours from what that sends.
             snapshot.addresses = {found for found in snapshot.addresses if not found[1].is_link_local}
             snapshot.routes = {
                 route: protocol for route, protocol in snapshot.routes.items() if not route.dst.is_link_local
             }
+            snapshot.neighbors = {key: found for key, found in snapshot.neighbors.items() if found[1]}
         return host, pod
 
 
