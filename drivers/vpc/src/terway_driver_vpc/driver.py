@@ -6,7 +6,9 @@ pods of other nodes they leave for the VPC, whose route table leads each node's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from ipaddress import ip_interface
+from typing import Any
 
 from terway_core.config import parse_options
 from terway_core.errors import NoAddress, RetryLater
@@ -103,8 +105,10 @@ class VpcDriver:
         return GcReport(released=released, problems=problems)
 
     @hookimpl
-    def terway_preflight(self, node: Node) -> list[Problem]:
-        return [problem] if (problem := nft.preflight()) else []
+    def terway_preflight(self, node: Node, options: Mapping[str, Any]) -> list[Problem]:
+        # Not parsed: before the mode is configured its options are none.
+        problem = nft.preflight() if options.get("masquerade", True) else None
+        return [problem] if problem else []
 
     def _started(self) -> tuple[AddressPool, ...]:
         if not self._pools:
