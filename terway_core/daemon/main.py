@@ -231,6 +231,8 @@ class Daemon:
         """One gc round, now."""
         with self._round_lock:
             try:
+                if not dry_run:
+                    self.starter.start_former()
                 report = self.collector.round(dry_run=dry_run)
             except Exception as error:  # the loop must live on; health tells if this stays
                 log.exception("gc failed")

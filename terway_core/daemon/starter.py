@@ -1,4 +1,4 @@
-"""Starts the configured drivers, and starts again those that were told to wait."""
+"""Starts the configured drivers, and those that have pods still; again those that were told to wait."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Starter:
         self._node: Node | None = None
         self.pool: Pool | None = None
         self.unavailable: dict[str, str] = dict.fromkeys(config.drivers, "the daemon is starting")
+        self._former: list[str] = []
 
     def node(self) -> Node:
         """:raises RetryLater: it is not known yet."""
@@ -59,7 +60,7 @@ class Starter:
 
     def started(self) -> list[str]:
         """Modes that run."""
-        return [mode for mode in self._config.drivers if mode not in self.unavailable]
+        return [*(mode for mode in self._config.drivers if mode not in self.unavailable), *self._former]
 
     def start(self) -> None:
         """Start whatever is not started; what cannot be is left in ``unavailable`` with its reason."""
@@ -73,26 +74,45 @@ class Starter:
         if self._cluster and not self._node.pod_cidrs:
             self._node = replace(self._node, pod_cidrs=_pod_cidrs(self._cluster))
         for mode in tuple(self.unavailable):
-            services = Services(
-                options=self._config.options.get(mode, {}),
-                node=self._node,
-                store=self._store,
-                cloud=self._cloud,
-                eni_pool=self._start_pool,
-                kube=self._cluster,
-                clock=self._clock,
-            )
-            try:
-                self._drivers.start(mode, services)
-            except RetryLater as error:
-                self.unavailable[mode] = str(error)
-                log.warning("driver waits", extra={"driver": mode, "problem": str(error)})
-            except TerwayError as error:
-                self.unavailable[mode] = str(error)
-                log.error("driver refused to start", extra={"driver": mode, "problem": str(error)})
+            if problem := self._start(mode, self._node):
+                self.unavailable[mode] = problem
             else:
                 del self.unavailable[mode]
-                log.info("driver started", extra={"driver": mode})
+        self.start_former()
+
+    def start_former(self) -> None:
+        """Start the drivers that get no new pods, not being configured any more, but have old ones to serve.
+
+        Nobody waits for one that cannot be started; it is tried again whenever this is called.
+        """
+        if self._node is None:
+            return
+        serving = {record.driver for record in self._store.records()}
+        for mode in sorted(serving - {*self._config.drivers, *self._former}):
+            if not self._start(mode, self._node):
+                self._former.append(mode)
+
+    def _start(self, mode: str, node: Node) -> str:
+        """Start one driver; why it is not started, ``""`` when it is."""
+        services = Services(
+            options=self._config.options.get(mode, {}),
+            node=node,
+            store=self._store,
+            cloud=self._cloud,
+            eni_pool=self._start_pool,
+            kube=self._cluster,
+            clock=self._clock,
+        )
+        try:
+            self._drivers.start(mode, services)
+        except RetryLater as error:
+            log.warning("driver waits", extra={"driver": mode, "problem": str(error)})
+            return str(error)
+        except TerwayError as error:
+            log.error("driver refused to start", extra={"driver": mode, "problem": str(error)})
+            return str(error)
+        log.info("driver started", extra={"driver": mode})
+        return ""
 
     def _start_pool(self, use: Literal["shared", "exclusive"]) -> Pool:
         from terway_core.eni.pool import Pool  # not every node has ENIs to manage
