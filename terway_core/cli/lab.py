@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from terway_core.cli import lab_faults
-from terway_core.cli.common import AsJson, LabFolder, print_json, print_table
+from terway_core.cli.common import AsJson, LabFolder, NewLabFolder, print_json, print_table
 from terway_core.lab.state import (
     DEFAULT_FOLDER,
     DEFAULT_INSTANCE_TYPE,
     IpStack,
+    Kernel,
     Kubernetes,
     Lab,
     LabError,
@@ -52,6 +54,13 @@ VSwitches = Annotated[
         help="One more vSwitch, a /29 or larger part of 192.168.0.0/16. May be given several times.",
     ),
 ]
+KernelChoice = Annotated[
+    Kernel,
+    typer.Option(
+        help="This machine's, or user-mode Linux (Debian's user-mode-linux); auto: the latter for modes that"
+        " the former cannot serve.",
+    ),
+]
 NodeName = Annotated[str, typer.Argument(help="A node: node-1, node-2…")]
 PodName = Annotated[str, typer.Argument(help="The pod's name.")]
 PodNamespace = Annotated[str, typer.Option("--namespace", help="The pod's Kubernetes namespace.")]
@@ -71,7 +80,7 @@ def _mapping(pairs: Sequence[str] | None) -> dict[str, str]:
 
 @app.command("up")
 def lab_up(
-    folder: LabFolder = DEFAULT_FOLDER,
+    folder: NewLabFolder = DEFAULT_FOLDER,
     nodes: Annotated[int, typer.Option(help="How many nodes.")] = 2,
     drivers: Drivers = "vpc",
     ip_stack: Stack = "ipv4",
@@ -84,12 +93,18 @@ def lab_up(
             help="With an API server: kube-apiserver and etcd of $KUBEBUILDER_ASSETS, else a simulated one.",
         ),
     ] = False,
+    kernel: KernelChoice = "auto",
 ) -> None:
     """Build a lab: the region, its network, and nodes with a daemon each."""
     from terway_core.lab.build import up
+    from terway_core.lab.kernel import choose, up_inside
+    from terway_core.lab.nodes import executable
 
     lab = Lab(folder)
     spec = _spec(nodes, drivers, ip_stack, instance_type, vswitches, kubernetes)
+    if choose(kernel, spec) == "uml":
+        typer.echo("in user-mode Linux, where all commands about this lab will run", err=True)
+        raise typer.Exit(up_inside(lab, [executable(), *sys.argv[1:], "--kernel", "host"]))
     with _progress() as show:
         up(lab, spec, show)
     if kubernetes:
@@ -99,7 +114,7 @@ def lab_up(
 
 
 @app.command("down")
-def lab_down(folder: LabFolder = DEFAULT_FOLDER) -> None:
+def lab_down(folder: NewLabFolder = DEFAULT_FOLDER) -> None:
     """Take the lab down: its processes, namespaces and files, whatever is left of them."""
     from terway_core.lab.build import down
 
@@ -163,29 +178,40 @@ def lab_ping(
 
 @app.command("demo")
 def lab_demo(
-    folder: LabFolder = DEFAULT_FOLDER,
+    folder: NewLabFolder = DEFAULT_FOLDER,
     drivers: Annotated[
         str,
         typer.Option(help="Modes to show one after the other, separated by commas; default: all installed."),
     ] = "",
     ip_stack: Stack = "ipv4",
     instance_type: InstanceType = DEFAULT_INSTANCE_TYPE,
+    kernel: KernelChoice = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Build two nodes and six pods for each mode, try every way between them, and take all down again.
 
     Exit code 1: a packet did not come back, or a node's kernel is not what its journal says.
     """
-    from terway_core.lab.demo import NODES, run_demo
+    from terway_core.lab import uml
+    from terway_core.lab.demo import NODES, run_demo, run_demo_inside
+    from terway_core.lab.kernel import choose
 
     specs = [_spec(NODES, mode, ip_stack, instance_type) for mode in _modes(drivers) or _installed_modes()]
+    places = [choose(kernel, spec) for spec in specs]
     results: dict[str, DemoResult] = {}
-    for spec in specs:
-        (mode,) = spec.drivers
-        with _progress(f"{mode}: ") as show:
-            results[mode] = run_demo(Lab(folder), spec, show)
-        if not as_json:
-            _print_demo(mode, results[mode])
+    with ExitStack() as stack:
+        machine: uml.Machine | None = None
+        for spec, place in zip(specs, places, strict=True):
+            (mode,) = spec.drivers
+            with _progress(f"{mode}: ") as show:
+                if place == "host":
+                    results[mode] = run_demo(Lab(folder), spec, show)
+                else:
+                    show(0.0, "booting user-mode Linux")
+                    machine = machine or stack.enter_context(uml.booted())
+                    results[mode] = run_demo_inside(machine, spec, show)
+            if not as_json:
+                _print_demo(mode, results[mode])
     paths = [{"mode": mode, **_as_json(path)} for mode, result in results.items() for path in result.paths]
     drift = [f"{mode}: {line}" for mode, result in results.items() for line in result.drift]
     ok = all(result.ok for result in results.values())

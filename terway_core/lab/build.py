@@ -15,14 +15,12 @@ from typing import Any, Final, Literal
 
 from terway_core.cli.client import ask
 from terway_core.errors import IOFailure
-from terway_core.lab import fabric
+from terway_core.lab import fabric, kernel
 from terway_core.lab.api.instance_types import INSTANCE_TYPES
 from terway_core.lab.cluster import Cluster
 from terway_core.lab.nodes import ENI_MODES, executable, install, start_daemon
 from terway_core.lab.process import Process, spawn
 from terway_core.lab.state import Lab, LabError, NodeFiles, Spec, open_netns, recall, remember
-from terway_core.registry import Drivers
-from terway_core.wiring import nft
 from terway_core.wiring.netns import create_netns
 
 #: Pod CIDRs and the vSwitch are /24s: more nodes have no place in them.
@@ -81,9 +79,10 @@ def temporary(lab: Lab, spec: Spec, progress: Progress) -> Iterator[None]:
 
 def down(lab: Lab) -> bool:
     """Take the lab down, whatever is left of it; False when there was nothing."""
-    _require_root()
+    kernel.require_root()
     with lab.lock():
         existed = lab.exists
+        kernel.power_off(lab)
         lab.raze()
     return existed
 
@@ -120,8 +119,9 @@ def ask_region(lab: Lab, method: str, path: str, body: object = None) -> Any:
 
 
 def _build_anew(lab: Lab, spec: Spec, progress: Progress) -> None:
-    if lab.complete and all(health.state != "dead" for health in status(lab)):
+    if lab.complete and (kernel.machine(lab) or all(health.state != "dead" for health in status(lab))):
         raise LabError(f"a lab is up in {lab.folder} already; take it down with: terway lab down")
+    kernel.power_off(lab)
     lab.raze()
     lab.mark(spec)
     try:
@@ -227,7 +227,7 @@ def _cluster_health(lab: Lab) -> Iterator[Health]:
 
 
 def _check(lab: Lab, spec: Spec) -> None:
-    _require_root()
+    kernel.require_root()
     if not 1 <= spec.nodes <= MAX_NODES:
         raise LabError(f"a lab has 1 to {MAX_NODES} nodes, not {spec.nodes}")
     if spec.instance_type not in INSTANCE_TYPES:
@@ -237,22 +237,14 @@ def _check(lab: Lab, spec: Spec) -> None:
         fabric.all_vswitches(spec.vswitches)
     except ValueError as error:
         raise LabError(f"no such vSwitch can be in the lab: {error}") from error
-    drivers = Drivers.installed()
-    for mode in spec.drivers:
-        drivers.info(mode)
+    if problem := kernel.unmet(spec):
+        raise LabError(problem)
     if spec.ip_stack == "ipv6" and (modes := ENI_MODES & set(spec.drivers)):
         raise LabError(f"pods of {', '.join(sorted(modes))} have IPv4 or both families; use --ip-stack dual")
     executable()
-    if problem := nft.preflight():
-        raise LabError(f"the lab's NAT gateway cannot be built: {problem.summary}; {problem.remedy}")
     excess = len(os.fsencode(lab.node_files(MAX_NODES).socket)) - _SOCKET_PATH_MAX
     if excess > 0:
         raise LabError(
             f"the path of the lab's folder {lab.folder} is too long for the unix sockets in it; "
             f"choose one that is {excess} characters shorter with --dir"
         )
-
-
-def _require_root() -> None:
-    if os.geteuid():
-        raise LabError("the lab makes network namespaces, which takes root; run it with sudo")

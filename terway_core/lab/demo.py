@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from terway_core.lab.build import Progress, temporary
-from terway_core.lab.nodes import terway
+from terway_core.lab.nodes import executable, terway
 from terway_core.lab.paths import INTERNET, Endpoint, PathResult, endpoints, measure
 from terway_core.lab.runtime import Runtime
-from terway_core.lab.state import Lab, NodeFiles, Spec
+from terway_core.lab.state import Lab, LabError, NodeFiles, Spec
+from terway_core.lab.uml import Machine
 
 NODES: Final = 2
 PODS_PER_NODE: Final = 3
@@ -44,6 +48,35 @@ def run_demo(lab: Lab, spec: Spec, progress: Progress) -> DemoResult:
         result = _demonstrate(lab, progress)
         progress(1.0, "taking the lab down")
     return result
+
+
+def run_demo_inside(machine: Machine, spec: Spec, progress: Progress) -> DemoResult:
+    """The same in another kernel.
+
+    :raises LabError: the lab or a pod could not be started there.
+    """
+    argv = [executable(), "lab", "demo", "--json", "--kernel", "host"]
+    argv += ["--dir", str(machine.folder / "lab"), "--drivers", ",".join(spec.drivers)]
+    argv += ["--ip-stack", spec.ip_stack, "--instance-type", spec.instance_type]
+    stdout, stderr = io.BytesIO(), io.BytesIO()
+    machine.run(argv, stdout=stdout, stderr=stderr, waiting=lambda: progress(0.5, "in user-mode Linux"))
+    try:
+        report = json.loads(stdout.getvalue())
+    except ValueError:
+        raise LabError(
+            "the demonstration in user-mode Linux failed", details=stderr.getvalue().decode(errors="replace")
+        ) from None
+    paths = [
+        PathResult(
+            source=Endpoint(name=path["source"], addresses=()),
+            target=Endpoint(name=path["target"], addresses=(ip_address(path["address"]),)),
+            address=ip_address(path["address"]),
+            milliseconds=path["milliseconds"],
+        )
+        for path in report["paths"]
+    ]
+    drift = tuple(line.partition(": ")[2] for line in report["drift"])  # it begins with the mode
+    return DemoResult(paths=tuple(paths), drift=drift)
 
 
 def _demonstrate(lab: Lab, progress: Progress) -> DemoResult:

@@ -22,6 +22,7 @@
 * An entry of the VPC's route table is a route by way of an instance, and makes its CIDR one of the sources
   that the instance's primary ENI may send from.
 * The NAT gateway translates addresses of vSwitches only. Whoever else sends to the internet gets no answer.
+  Where the kernel cannot translate, the internet knows the way to the VPC instead, and no other.
 """
 
 from __future__ import annotations
@@ -126,8 +127,11 @@ def all_vswitches(more: Sequence[str]) -> tuple[tuple[str, IPv4Network], ...]:
     return tuple(found)
 
 
-def backbone(vswitches: Sequence[VSwitch]) -> Wiring:
-    """What the switch (``host``) has besides ENIs, and the host beyond the VPC (``pod``)."""
+def backbone(vswitches: Sequence[VSwitch], *, nat: bool) -> Wiring:
+    """What the switch (``host``) has besides ENIs, and the host beyond the VPC (``pod``).
+
+    :param nat: whether the kernel can translate addresses.
+    """
     switch: list[WiringObject] = [
         LinkUp(dev="lo"),
         Sysctl(key="ipv4/conf/all/forwarding", value="1"),
@@ -148,6 +152,8 @@ def backbone(vswitches: Sequence[VSwitch]) -> Wiring:
         LinkUp(dev="lo"),
         Address(dev="eth0", address=ip_interface((INTERNET_HOST, INTERNET_CIDR.prefixlen))),
     ]
+    if not nat:
+        host.append(Route(dst=VPC_CIDR, dev="eth0", via=NAT_GATEWAY))
     if any(vswitch.ipv6_cidr for vswitch in vswitches):
         prefixlen = INTERNET_IPV6_CIDR.prefixlen
         switch += [
@@ -163,7 +169,8 @@ def backbone(vswitches: Sequence[VSwitch]) -> Wiring:
             Neighbor(dev="eth0", address=NAT_GATEWAY_IPV6, mac=_NAT_MAC),
             Route(dst=VPC_IPV6_CIDR, dev="eth0", via=NAT_GATEWAY_IPV6),
         ]
-    return Wiring(node=(Masquerade(src=VPC_CIDR, exclude=_PRIVATE),), host=tuple(switch), pod=tuple(host))
+    gateway = (Masquerade(src=VPC_CIDR, exclude=_PRIVATE),) if nat else ()
+    return Wiring(node=gateway, host=tuple(switch), pod=tuple(host))
 
 
 def link(eni: NetworkInterface, dev: str) -> Veth:

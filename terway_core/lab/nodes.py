@@ -34,10 +34,19 @@ def _pool(spec: Spec) -> dict[str, Any]:
 
 
 #: Modes whose pods get what they have from the pool of ENIs.
-ENI_MODES: Final = frozenset({"eni", "eniip_veth"})
+ENI_MODES: Final = frozenset({"eni", "eniip_ipvlan", "eniip_veth"})
 
 #: What a mode needs in its section of the configuration on the node with the given number.
-_OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {"vpc": _vpc_options}
+_OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {
+    "vpc": _vpc_options,
+    # User-mode Linux has no nftables, and who plays kube-proxy in a lab can masquerade by other means.
+    "eniip_ipvlan": lambda number, spec: {"masquerade": False},
+}
+
+
+def options(mode: str, number: int, spec: Spec) -> dict[str, Any]:
+    """The section of a mode on the node with this number."""
+    return _OPTIONS[mode](number, spec) if mode in _OPTIONS else {}
 
 
 def configuration(node: NodeFiles, number: int, spec: Spec) -> dict[str, Any]:
@@ -46,7 +55,7 @@ def configuration(node: NodeFiles, number: int, spec: Spec) -> dict[str, Any]:
     services = (fabric.SERVICE_CIDR, *((fabric.SERVICE_IPV6_CIDR,) if spec.ip_stack != "ipv4" else ()))
     return {
         "drivers": list(spec.drivers),
-        "options": {mode: _OPTIONS[mode](number, spec) for mode in spec.drivers if mode in _OPTIONS},
+        "options": {mode: found for mode in spec.drivers if (found := options(mode, number, spec))},
         **({"pool": _pool(spec)} if ENI_MODES & set(spec.drivers) else {}),
         "node_name": node.name,
         "service_cidrs": [str(cidr) for cidr in services],

@@ -6,6 +6,7 @@
     FOLDER/complete                says that the lab was built to the end
     FOLDER/region/                 log, state and socket of the simulated region
     FOLDER/kubernetes/             kubeconfig, and the files of a real API server
+    FOLDER/kernel/                 of a lab in user-mode Linux; everything else of it is as always
     FOLDER/nodes/NODE/             config.yaml, daemon.log, state/, run/, cni/bin/, cni/net.d/, pods/
 
 Everything of a lab can be found from its folder's path alone, whatever was written into it: the namespaces by
@@ -35,6 +36,7 @@ DEFAULT_INSTANCE_TYPE = "ecs.g7.xlarge"
 
 IpStack: TypeAlias = Literal["ipv4", "ipv6", "dual"]
 Kubernetes: TypeAlias = Literal["none", "simulated", "real"]
+Kernel: TypeAlias = Literal["auto", "host", "uml"]
 
 
 class LabError(TerwayError):
@@ -156,6 +158,11 @@ class Lab:
         return self.kubernetes_dir / "kubeconfig"
 
     @property
+    def kernel_dir(self) -> Path:
+        """What belongs to the kernel of a lab that has its own."""
+        return self.folder / "kernel"
+
+    @property
     def _marker(self) -> Path:
         return self.folder / "lab.json"
 
@@ -242,7 +249,7 @@ class Lab:
             if busy:
                 raise LabError(f"another command is building or removing the lab in {self.folder}; try again")
             try:
-                if not self.exists and any(self.folder.iterdir()):
+                if not self.exists and any(entry != self.kernel_dir for entry in self.folder.iterdir()):
                     raise LabError(
                         f"{self.folder} holds other files; give the lab an empty folder with --dir"
                     )
@@ -262,7 +269,7 @@ class Lab:
         self._complete.touch()
 
     def raze(self) -> None:
-        """End every process, namespace and file of this lab, however much of it there is."""
+        """End every process, namespace and file of this lab, however much of it there is; a kernel stays."""
         paths = [*NETNS_DIR.glob(f"{self._prefix}*"), *self._pod_namespaces()]
         end_all(filter(None, map(netns_id, paths)))
         for path in paths:
@@ -270,7 +277,7 @@ class Lab:
         if not self.exists:
             return
         for entry in self.folder.iterdir():
-            if entry == self._marker:
+            if entry in (self._marker, self.kernel_dir):
                 continue
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         self._marker.unlink()  # last: as long as anything is left, the folder is known as a lab's

@@ -16,7 +16,7 @@ from terway_core.errors import TerwayError
 from terway_core.lab import fabric
 from terway_core.lab.api import NetworkInterface, Region, VSwitch
 from terway_core.lab.state import Lab, LabError, Spec
-from terway_core.wiring import netlink
+from terway_core.wiring import netlink, nft
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.netlink import NetlinkSocket
 from terway_core.wiring.netns import Namespace
@@ -41,7 +41,7 @@ class Switch:
         """Make the VPC, its vSwitches and every node's instance, and wire them."""
         spec = lab.spec
         vswitches = self._add_vswitches(spec)
-        backbone = fabric.backbone(vswitches)
+        backbone = fabric.backbone(vswitches, nat=nft.preflight() is None)
         self._engine.ensure(backbone.node)
         with Namespace.open(lab.netns("internet")) as internet:
             self._engine.apply(backbone, internet, "lab")

@@ -28,7 +28,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -100,6 +100,11 @@ def missing() -> list[str]:
     return found
 
 
+def inside() -> bool:
+    """Whether this process runs in such a machine (``arch/um/kernel/um_arch.c``)."""
+    return "User Mode Linux" in Path("/proc/cpuinfo").read_text()
+
+
 @contextmanager
 def booted() -> Iterator[Machine]:
     """A machine for as long as the block, or as this process, lives.
@@ -166,6 +171,7 @@ class Machine:
         stdout: IO[bytes] | None = None,
         stderr: IO[bytes] | None = None,
         timeout: float | None = None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> int:
         """Run a command as if it were local; return its exit status, 128 + N after signal N.
 
@@ -173,6 +179,7 @@ class Machine:
         :param env: by default the caller's, all of it.
         :param stdout: where its output goes as it comes; by default the caller's. Its input is empty.
         :param timeout: seconds after which it is killed.
+        :param waiting: called again and again while the command runs, which is killed if this raises.
         :raises LabError: it was killed, or the machine ended.
         """
         job = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
@@ -196,6 +203,7 @@ class Machine:
                     raise self._failed("ended")
                 if time.monotonic() > deadline:
                     raise LabError(f"{argv[0]} took longer than {limit:g} s in user-mode Linux")
+                waiting()
                 time.sleep(_LOOK)
         except BaseException:
             with suppress(LabError):
