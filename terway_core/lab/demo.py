@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
+from terway_core.audit import audit
+from terway_core.config import load_config
 from terway_core.lab.build import Progress, temporary
-from terway_core.lab.nodes import executable, terway
+from terway_core.lab.nodes import executable
 from terway_core.lab.paths import INTERNET, Endpoint, PathResult, endpoints, measure
 from terway_core.lab.runtime import Runtime
-from terway_core.lab.state import Lab, LabError, NodeFiles, Spec
+from terway_core.lab.state import Lab, LabError, NodeFiles, Spec, open_netns
 from terway_core.lab.uml import Machine
 
 NODES: Final = 2
 PODS_PER_NODE: Final = 3
 #: Seconds after which a path counts as broken.
 PATH_LIMIT: Final = 2.0
+#: Seconds after which a difference that is still there is real.
+SETTLING_LIMIT: Final = 6.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
     """What the demonstration saw.
 
-    :param drift: what ``terway audit`` said on each node where it found a difference.
+    :param drift: each difference that the audit found, after the name of its node.
     """
 
     paths: tuple[PathResult, ...]
@@ -112,10 +117,16 @@ def _pairs(known: dict[str, Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:
 
 
 def _audit(nodes: tuple[NodeFiles, ...]) -> tuple[str, ...]:
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda node: terway(node, "audit"), nodes))
-    return tuple(
-        f"{node.name}: {(result.stdout + result.stderr).strip()}"
-        for node, result in zip(nodes, results, strict=True)
-        if result.returncode
-    )
+    """What stays different: the pool may be making an ENI meanwhile, or giving one back."""
+    deadline = time.monotonic() + SETTLING_LIMIT
+    while (found := _differences(nodes)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def _differences(nodes: tuple[NodeFiles, ...]) -> tuple[str, ...]:
+    found: list[str] = []
+    for node in nodes:
+        with open_netns(node.netns) as namespace:
+            found += (f"{node.name}: {line}" for line in namespace.run(audit, load_config(node.config)))
+    return tuple(found)

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import yaml
 
+from terway_core.cni.install import install_binary
+from terway_core.config import load_config
 from terway_core.lab import fabric
 from terway_core.lab.process import Process, spawn
 from terway_core.lab.state import LabError, NodeFiles, Spec, open_netns, remember
@@ -78,16 +80,11 @@ def configuration(node: NodeFiles, number: int, spec: Spec) -> dict[str, Any]:
 
 
 def install(node: NodeFiles, number: int, spec: Spec) -> None:
-    """Write the node's configuration and put the plugin into its folders.
-
-    :raises LabError: ``terway cni install`` failed.
-    """
+    """Write the node's configuration and put the plugin into its folders, as ``terway cni install`` does."""
     for folder in (node.folder, node.state_dir, node.run_dir, node.cni_bin_dir, node.cni_conf_dir, node.pods):
         folder.mkdir(parents=True, exist_ok=True)
     node.config.write_text(yaml.safe_dump(configuration(node, number, spec), sort_keys=False))
-    done = terway(node, "cni", "install", "--no-conflist")  # the daemon does that once it can serve
-    if done.returncode:
-        raise LabError(f"terway cni install failed on {node.name}", details=done.stdout + done.stderr)
+    install_binary(load_config(node.config))  # the daemon sees to the conflist, once it can serve
 
 
 def start_daemon(node: NodeFiles) -> Process:

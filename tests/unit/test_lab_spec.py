@@ -71,7 +71,7 @@ def test_the_command_line_says_it_all(tmp_path: Path, monkeypatch: pytest.Monkey
         lab.mark(spec)
 
     monkeypatch.setattr(build, "up", up)
-    arguments = ["up", "--dir", str(tmp_path / "lab"), "--instance-type", "ecs.g6.large"]
+    arguments = ["up", "--dir", str(tmp_path / "lab"), "--instance-type", "ecs.g6.large", "--kernel", "host"]
     more = ["--vswitch", "192.168.9.0/28", "--vswitch", "cn-hangzhou-i=192.168.10.0/24"]
     result = CliRunner().invoke(app, [*arguments, *more], catch_exceptions=False)
     assert result.exit_code == 0, result.output
