@@ -26,10 +26,9 @@ from terway_core.wiring.objects import (
     Wiring,
     describe,
 )
-from terway_core.wiring.snapshot import Snapshot
 
-from .conftest import RTPROT_KERNEL, wait_for
-from .wirings import OWNER, Rig, run_in
+from .conftest import wait_for
+from .wirings import OWNER, Rig, run_in, traces
 
 pytestmark = [pytest.mark.kernel, pytest.mark.uml]
 
@@ -106,20 +105,6 @@ def world():
         rig.apply(FULL)
         yield rig
         rig.engine.close()
-
-
-def traces(rig: Rig) -> tuple[object, ...]:
-    """What is left in host and pod that somebody has made; links may be up or down."""
-    return tuple(
-        (
-            {name: (link.kind, link.alias) for name, link in snapshot.links.items()},
-            {(dev, address) for dev, address in snapshot.addresses if not address.is_link_local},
-            {route for route, protocol in snapshot.routes.items() if protocol != RTPROT_KERNEL},
-            {key for key, (_, permanent) in snapshot.neighbors.items() if permanent},
-            snapshot.redirects,
-        )
-        for snapshot in (rig.host.run(Snapshot.take), rig.pod.run(Snapshot.take))
-    )
 
 
 def reaches(namespace: Namespace, address: object, timeout: float = 2.0) -> bool:
@@ -256,7 +241,7 @@ def test_everything_undeclared_is_a_stray_and_can_go(rig):
         "tc filter add dev eth1 egress pref 40000 protocol ip u32 match ip dst 172.21.0.0/20 action drop"
     )
     run_in(rig.host, foreign)
-    before = traces(rig)
+    before = traces(rig.host, rig.pod)
     rig.apply(FULL)
     state = HostState.read(rig.host)
     assert state.strays([FULL]) == []
@@ -265,17 +250,17 @@ def test_everything_undeclared_is_a_stray_and_can_go(rig):
     for stray in state.strays([]):
         stray.remove(rig.engine)
     assert HostState.read(rig.host).strays([]) == []
-    assert traces(rig)[0] == before[0]
+    assert traces(rig.host, rig.pod)[0] == before[0]
     assert "40000" in run_in(rig.host, "tc filter show dev eth1 egress")
 
 
 def test_removing_one_of_two_spares_the_other(rig, terway_netns):
     other, second = terway_netns(), wiring(2)
     rig.apply(FULL)
-    before = traces(rig)
+    before = traces(rig.host, rig.pod)
     rig.engine.apply(second, other, "m:net/c2/eth0")
     rig.engine.remove(second, other, "m:net/c2/eth0")
-    assert traces(rig) == before
+    assert traces(rig.host, rig.pod) == before
     assert run_in(other, "ip -o link").count("\n") == 1  # lo
 
 
@@ -303,14 +288,14 @@ def killed_at(monkeypatch):
 
 
 def test_what_a_kill_left_half_made_can_be_removed_and_completed(rig, killed_at):
-    clean = traces(rig)
+    clean = traces(rig.host, rig.pod)
     for step in itertools.count():
         killed_at(step)
         try:
             rig.apply(FULL)
         except Killed:
             rig.remove(FULL)
-            assert traces(rig) == clean, f"killed at step {step}, then removed"
+            assert traces(rig.host, rig.pod) == clean, f"killed at step {step}, then removed"
             killed_at(step)
             with pytest.raises(Killed):
                 rig.apply(FULL)
@@ -323,7 +308,7 @@ def test_what_a_kill_left_half_made_can_be_removed_and_completed(rig, killed_at)
 
 
 def test_a_kill_while_removing_is_made_good_by_removing_again(rig, killed_at):
-    clean = traces(rig)
+    clean = traces(rig.host, rig.pod)
     for step in itertools.count():
         rig.apply(FULL)
         killed_at(step)
@@ -333,7 +318,7 @@ def test_a_kill_while_removing_is_made_good_by_removing_again(rig, killed_at):
             rig.remove(FULL)
         else:
             break
-        assert traces(rig) == clean, f"killed at step {step}"
+        assert traces(rig.host, rig.pod) == clean, f"killed at step {step}"
     assert step > 3
 
 
@@ -376,10 +361,10 @@ def test_whether_the_pod_lives_is_seen_without_its_namespace(terway_netns):
     with temporary_netns() as pod:
         rig.engine.ensure(FULL.node)
         rig.engine.apply(FULL, pod, OWNER)
-        before = traces(rig)
+        before = traces(rig.host, rig.pod)
         assert rig.engine.has_link(FULL, OWNER)
-        assert traces(rig) == before
+        assert traces(rig.host, rig.pod) == before
     # The kernel takes a namespace apart when it has time.
     wait_for(lambda: not rig.engine.has_link(FULL, OWNER), "the pod's link is gone")
-    assert traces(rig) == before
+    assert traces(rig.host, rig.pod) == before
     rig.engine.close()

@@ -19,6 +19,9 @@ from terway_core.wiring.objects import (
     Veth,
     Wiring,
 )
+from terway_core.wiring.snapshot import Snapshot
+
+from .conftest import RTPROT_KERNEL
 
 OWNER = "m:net/c1/eth0"
 MAC, POD_MAC = "0a:00:00:00:00:01", "0a:00:00:00:00:02"
@@ -120,6 +123,20 @@ class Rig:
     def state(self) -> dict[str, str]:
         """All there is to see in both namespaces."""
         return {"host": dump(self.host), "pod": dump(self.pod)}
+
+
+def traces(*namespaces: Namespace) -> tuple[object, ...]:
+    """What is left in each that somebody has made; links may be up or down."""
+    return tuple(
+        (
+            {name: (link.kind, link.alias) for name, link in snapshot.links.items()},
+            {(dev, address) for dev, address in snapshot.addresses if not address.is_link_local},
+            {route for route, protocol in snapshot.routes.items() if protocol != RTPROT_KERNEL},
+            {key for key, (_, permanent) in snapshot.neighbors.items() if permanent},
+            snapshot.redirects,
+        )
+        for snapshot in (namespace.run(Snapshot.take) for namespace in namespaces)
+    )
 
 
 QUESTIONS = (
