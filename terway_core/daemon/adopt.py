@@ -12,11 +12,12 @@ import logging
 from dataclasses import replace
 from ipaddress import ip_interface
 
+from terway_core.daemon.adopt_children import children, shared_by
 from terway_core.store import Record, State, Store
 from terway_core.types import Attachment, AttachmentKey, Lease, Wiring
 from terway_core.wiring.inspect import HostState
 from terway_core.wiring.netlink import OURS
-from terway_core.wiring.objects import Neighbor, Route, Rule, Veth, WiringObject, describe
+from terway_core.wiring.objects import Address, Ipvlan, Neighbor, Route, Rule, Veth, WiringObject, describe
 from terway_core.wiring.snapshot import Link
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,18 @@ def adopt(store: Store, state: HostState, now: float) -> None:
         *(rule for rule, protocol in state.snapshot.rules.items() if protocol == OURS),
     ]
     records = [_record(state, ours, driver, key, link, now) for driver, key, link in lost]
+    records += (record for record in children(state, _parse_owner, now) if record.key not in known)
     own = {obj for record in records if record.wiring for obj in record.wiring.host}
     pod_links = set(state.owned_links())
-    shared: list[WiringObject] = sorted(state.masquerades, key=describe)
+    shared: list[WiringObject] = [*shared_by(records, state), *sorted(state.masquerades, key=describe)]
     shared += (obj for obj in ours if obj not in own and getattr(obj, "dev", "") not in pod_links)
+    # With the last address of a link the kernel takes all routes of it.
+    links = {obj.name if isinstance(obj, Ipvlan) else getattr(obj, "dev", "") for obj in shared}
+    shared += (
+        Address(dev=dev, address=address)
+        for dev, address in sorted(state.snapshot.addresses, key=str)
+        if dev in links and address.network.prefixlen == address.max_prefixlen
+    )
     for record in records:
         assert record.wiring
         store.put(replace(record, wiring=replace(record.wiring, node=tuple(shared))))

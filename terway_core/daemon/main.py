@@ -35,7 +35,7 @@ from terway_core.errors import IOFailure, RetryLater, TerwayError
 from terway_core.registry import Drivers
 from terway_core.store import Store
 from terway_core.wiring.engine import Engine
-from terway_core.wiring.objects import describe
+from terway_core.wiring.objects import Ipvlan, describe
 
 if TYPE_CHECKING:
     from terway_core.kube.cluster import Cluster
@@ -165,7 +165,11 @@ class Daemon:
 
     def _take_stock(self) -> None:
         """Know of everything that is in use, before anything is served, given out or swept."""
-        if self.engine.owners() - {record.owner for record in self.store.records()}:
+        records = self.store.records()
+        known = {record.owner for record in records}
+        if any(isinstance(obj, Ipvlan) for record in records if record.wiring for obj in record.wiring.node):
+            known.add("")
+        if self.engine.owners() - known:
             from terway_core.daemon.adopt import adopt  # loads pyroute2, which a start can do without
             from terway_core.wiring.inspect import HostState
 

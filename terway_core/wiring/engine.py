@@ -122,7 +122,7 @@ class Engine:
         return reply.errno == errno.EADDRINUSE
 
     def owners(self) -> set[str]:
-        """Whom the host's links say that they belong to."""
+        """Whom the host's links say that they belong to; ``""``: to several."""
         with self._lock:
             aliases = self._socket.aliases()
         return {alias.removeprefix(ALIAS_PREFIX) for alias in aliases if alias.startswith(ALIAS_PREFIX)}
@@ -134,7 +134,13 @@ class Engine:
             children = [obj for obj in objects if isinstance(obj, Ipvlan)]
             self._make_children(self._parents(children))
             self._on_host(write_sysctls, objects)
-            apply_objects(self._socket, [*brought_up(children), *objects], where="host", ours=True)
+            apply_objects(
+                self._socket,
+                [*brought_up(children), *objects],
+                where="host",
+                ours=True,
+                aliases={child.name: ALIAS_PREFIX for child in children},
+            )
             for obj in objects:
                 if isinstance(obj, Masquerade):
                     self._on_host(nft.add_masquerade, obj)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,14 +109,23 @@ def serves(node: NodeFiles) -> bool:
 
 def configure(lab: Lab, mode: str) -> None:
     """Give every node this mode, as an operator does: another configuration, and a restart."""
+    spec = Spec(nodes=SPEC.nodes, drivers=(mode,), ip_stack=SPEC.ip_stack)
     for number, node in enumerate(lab.nodes, 1):
-        spec = Spec(nodes=SPEC.nodes, drivers=(mode,), ip_stack=SPEC.ip_stack)
         node.config.write_text(yaml.safe_dump(configuration(node, number, spec)))
-        daemon = recall(node.folder)
+    restart(lab.nodes)
+
+
+def restart(nodes: Sequence[NodeFiles], between: Callable[[], None] = lambda: None) -> None:
+    """Stop the daemons, have something done, and start them again."""
+    daemons = [recall(node.folder) for node in nodes]
+    for daemon in daemons:
         os.kill(daemon.pid, signal.SIGTERM)
+    for daemon in daemons:
         wait_for(lambda daemon=daemon: not daemon.alive, "the daemon ends")
+    between()
+    for node in nodes:
         start_daemon(node)
-    for node in lab.nodes:
+    for node in nodes:
         wait_for(lambda node=node: serves(node), "the daemon is ready")
 
 
@@ -263,6 +272,28 @@ def test_the_last_pod_of_an_eni_takes_the_shared_objects_with_it(cluster):
     assert cluster.audit() == []
     cluster.run_pod(2, "d")
     assert cluster.broken(("node-2", "d"), ("d", "a")) == []
+
+
+def test_the_journal_is_lost(cluster):
+    """Old and new pods are taken in again, and nobody is given their addresses."""
+    node = cluster.node(1)
+    before = [pod for pod in cluster.pods.values() if pod.node == node.name]
+
+    def lose() -> None:
+        for file in node.state_dir.glob("terway.db*"):
+            file.unlink()
+
+    restart([node], lose)
+    assert ask(node.socket, "POST", "/v1/gc")["released"] == []
+    assert {pod["container_id"] for pod in ask(node.socket, "GET", "/v1/pods")} == {
+        pod.container_id for pod in before
+    }
+    assert cluster.audit() == []
+    assert cluster.broken(("node-1", "a"), ("a", "b"), ("a", "c"), ("old1", "a"), ("d", "c")) == []
+    new = cluster.run_pod(1, "new")
+    assert not {*new.addresses} & {address for pod in before for address in pod.addresses}
+    cluster.remove_pod(1, "new")
+    assert cluster.audit() == []
 
 
 def test_old_and_new_pods_go_without_a_trace(cluster):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from terway_core.lab.build import down, served_calls, up
-from terway_core.lab.nodes import terway
+from terway_core.lab.nodes import start_daemon, terway
 from terway_core.lab.paths import INTERNET, endpoints, measure
 from terway_core.lab.ping import ping
 from terway_core.lab.runtime import Runtime, Sandbox
-from terway_core.lab.state import Lab, NodeFiles, Spec
+from terway_core.lab.state import Lab, NodeFiles, Spec, recall
 from terway_core.wiring.inspect import HostState
 from terway_core.wiring.netns import Namespace, delete_netns
 from terway_core.wiring.snapshot import Snapshot
@@ -65,6 +67,13 @@ def eniip(modes) -> Modes:
     if modes.mode != "eniip_veth":
         pytest.skip("about policy routing, which only eniip_veth has")
     return modes
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.05)
 
 
 def on(node: NodeFiles, *argv: str) -> str:
@@ -170,6 +179,21 @@ def test_a_warm_add_makes_no_api_call(eniip):
         eniip.runtime(1).remove_pod(pod)
     finally:
         terway(eniip.lab.nodes[0], "pool", "resume")
+
+
+def test_after_the_loss_of_the_journal_a_pod_that_goes_takes_nothing_from_the_others(eniip):
+    node = eniip.lab.nodes[0]
+    daemon = recall(node.folder)
+    os.kill(daemon.pid, signal.SIGKILL)
+    wait_for(lambda: not daemon.alive)
+    for file in node.state_dir.glob("terway.db*"):
+        file.unlink()
+    start_daemon(node)
+    wait_for(lambda: terway(node, "status").returncode == 0)
+    eniip.runtime(1).remove_pod(eniip.runtime(1).run_pod("guest"))
+    assert terway(node, "audit").stdout.strip() == "no difference"
+    for source, target in (("a1", "a2"), ("a2", "b1")):
+        assert eniip.reaches(source, str(eniip.pods[target].addresses[0]))
 
 
 def test_a_namespace_destroyed_before_its_del(modes):
