@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from terway_driver_eniip_ipvlan import EniipIpvlanDriver
+from typer.testing import CliRunner
 
+from terway_core.cli.app import build
 from terway_core.errors import InvalidConfig
 from terway_core.registry import Drivers
 from terway_core.store import Store
@@ -198,6 +202,17 @@ def test_nftables_are_needed_to_masquerade_and_for_nothing_else(preflight: Any) 
     assert preflight(nft="the kernel cannot masquerade", cilium_chaining=True) == []
 
 
+def test_the_list_of_drivers_says_what_is_unmet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    problem = Problem(summary="the kernel lacks ipvlan (Unknown device type)", remedy="run another")
+    monkeypatch.setattr(wiring_probe, "preflight", lambda samples, remedy: problem)
+    config = tmp_path / "config.yaml"
+    config.write_text("drivers: [eniip_ipvlan]\noptions: {eniip_ipvlan: {masquerade: false}}\n")
+    result = CliRunner().invoke(build(["drivers"]), ["drivers", "list", "--config", str(config)])
+    assert result.exit_code == 1
+    (line,) = (line for line in result.output.splitlines() if line.startswith("eniip_ipvlan "))
+    assert "unmet: the kernel lacks ipvlan (Unknown device type)" in line
+
+
 # -- what it chains ---------------------------------------------------------------------------------------
 
 
@@ -208,3 +223,11 @@ def test_cilium_is_chained_when_told(terway_store: WatchedStore) -> None:
     assert drivers.conflist("eniip_ipvlan", plain) == plain
     chained = drivers.conflist("eniip_ipvlan", plain, {"cilium_chaining": True})
     assert chained == plain | {"plugins": [{"type": "terway"}, {"type": "cilium-cni"}]}
+
+
+def test_the_conflist_that_would_be_installed_has_cilium(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("drivers: [eniip_ipvlan]\noptions: {eniip_ipvlan: {cilium_chaining: true}}\n")
+    result = CliRunner().invoke(build(["cni"]), ["cni", "conflist", "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    assert [entry["type"] for entry in json.loads(result.output)["plugins"]] == ["terway", "cilium-cni"]
