@@ -11,8 +11,8 @@ export PYTHONDONTWRITEBYTECODE =
 # Debian packages: what a node needs, and what the tests drive besides.
 APT_NODE := python3-venv libnftables1
 APT_TEST := busybox-static containerd containernetworking-plugins iproute2 iptables nftables runc
-# A second kernel, for what the machine's own may lack.
-APT_UML  := iproute2 kmod user-mode-linux
+# A second kernel, for what the machine's own may lack; there is none for other architectures.
+APT_UML  := $(if $(filter x86_64,$(shell uname -m)),iproute2 kmod user-mode-linux)
 
 .PHONY: demo test check bench format constraints clean apt-node apt-test apt-uml
 

@@ -28,6 +28,8 @@ __all__ = ["take_part"]
 #: Where the pytest inside writes its reports; by this it knows that it is inside.
 _REPORTS: Final = "TERWAY_UML_REPORTS"
 _MARKER: Final = "uml"
+#: Seconds without a report after which the pytest inside is given up; it has limits of its own for each test.
+PATIENCE: Final = 600.0
 
 
 def take_part(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -124,6 +126,7 @@ class _Run:
         self._problem = ""
         self._machine: Machine | None = None
         self._abandoned = False
+        self._heard = (0, time.monotonic())
         self._thread = threading.Thread(target=self._work, name="user-mode Linux")
 
     def __enter__(self) -> _Run:
@@ -147,9 +150,21 @@ class _Run:
         try:
             with uml.booted() as self._machine, self._output.open("wb") as output:
                 if not self._abandoned:
-                    self._machine.run(argv, cwd=self._root, env=env, stdout=output, stderr=output)
+                    self._machine.run(
+                        argv, cwd=self._root, env=env, stdout=output, stderr=output, waiting=self._listen
+                    )
         except TerwayError as error:
             self._problem = f"{error}\n{error.details}"
+
+    def _listen(self) -> None:
+        """:raises LabError: the pytest inside has said nothing for too long."""
+        from terway_core.lab.state import LabError
+
+        size = self._reports.stat().st_size if self._reports.exists() else 0
+        if size != self._heard[0]:
+            self._heard = (size, time.monotonic())
+        elif time.monotonic() - self._heard[1] > PATIENCE:
+            raise LabError(f"nothing was heard of the tests in user-mode Linux for {PATIENCE:g} s")
 
     def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
         """Wait for a test's reports: setup, call, teardown, or one that says why there are none."""

@@ -118,16 +118,11 @@ def test_one_summary_for_both_kernels(run):
     assert "RuntimeError: in setup" in output
 
 
-def test_only_what_is_selected_runs(run):
-    status, output = run(TESTS.format(release=os.uname().release), "-k", "passes")
-    assert set(outcomes(output)) == {name for name in INSIDE if "passes" in name}
-    assert status == 0
-
-
-def test_a_failure_can_end_it(run):
+def test_only_what_is_selected_runs_and_a_failure_can_end_it(run):
     status, output = run(TESTS.format(release=os.uname().release), "-x", "-k", "Inside")
     assert status == 1
     assert "1 failed, 3 passed" in output
+    assert not set(outcomes(output)) & set(OUTSIDE)
 
 
 def test_a_crash_fails_the_test_and_those_after_it_with_the_kernels_words(run):
@@ -137,6 +132,17 @@ def test_a_crash_fails_the_test_and_those_after_it_with_the_kernels_words(run):
     assert {outcomes(output)[name] for name in ("test_crash", "test_after_the_crash")} == {"FAILED"}
     assert "user-mode Linux ended" in output
     assert "sysrq" in output
+
+
+def test_one_that_hangs_does_not_hang_us(run, tmp_path):
+    patch = "from terway_core.testing import second_kernel\nsecond_kernel.PATIENCE = 10.0\n"
+    (tmp_path / "conftest.py").write_text(patch)
+    hangs = "\n@pytest.mark.uml\ndef test_hangs():\n    time.sleep(100)\n"
+    status, output = run(TESTS.format(release="") + hangs, "-k", "passes or hangs", "-p", "no:timeout")
+    assert status == 1
+    assert outcomes(output)["TestInside::test_passes[a b]"] == "PASSED"
+    assert outcomes(output)["test_hangs"] == "FAILED"
+    assert "nothing was heard of the tests in user-mode Linux for 10 s" in output
 
 
 @pytest.mark.parametrize(("env", "outcome"), [({}, "SKIPPED"), ({"CI": "1"}, "ERROR")])
