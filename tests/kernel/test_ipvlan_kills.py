@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from terway_core.wiring.engine import Engine
 from terway_core.wiring.inspect import HostState, diff
 from terway_core.wiring.netlink import NetlinkSocket
 from terway_core.wiring.netns import Namespace, create_netns, delete_netns, temporary_netns
-from terway_core.wiring.objects import Veth, Wiring
+from terway_core.wiring.objects import LinkUp, Veth, Wiring
 
 from .conftest import RUN, wait_for
 from .wirings import traces
@@ -141,9 +141,13 @@ class World:
         self.engine = None
 
     def pod(self, number: int) -> Attachment:
-        """A new sandbox."""
+        """A new sandbox, with ``lo`` as runtimes leave it."""
         path = create_netns(f"{RUN}-ipvlan-{number}")
         self._pods.append(path.name)
+        with Namespace.open(path) as namespace:
+            engine = Engine(namespace)
+            engine.ensure([LinkUp(dev="lo")])
+            engine.close()
         attachment = make_attachment(number)
         return Attachment(
             network=attachment.network,
@@ -247,9 +251,11 @@ def on_a_node(terway_netns, terway_store, terway_clock):
     return run
 
 
-def state() -> object:
-    with Namespace.current() as here:
-        return traces(here)
+def state(*pods: Attachment) -> object:
+    """What anybody has made on the node, and in these pods."""
+    with Namespace.current() as here, ExitStack() as stack:
+        inside = [stack.enter_context(Namespace.open(pod.netns)) for pod in pods]
+        return traces(here, *inside)
 
 
 def killed(trap: Trap, step: int, act: Callable[[], object]) -> bool:
@@ -268,20 +274,20 @@ def killed(trap: Trap, step: int, act: Callable[[], object]) -> bool:
 def test_add(on_a_node, trap, company):
     def scenario(world: World) -> None:
         other = world.add(world.pod(0)) if company == "beside another" else ""
-        before = state()
         for step in itertools.count(1):
             pod = world.pod(step)
+            before = state(pod)
             if not killed(trap, step, lambda pod=pod: world.add(pod)):
                 break
             world.boot()
             assert world.collector.recover().problems == []
             assert world.problems() == [], f"killed at step {step}"
             world.delete(pod)  # what a runtime does after a failed ADD
-            assert state() == before, f"killed at step {step}"
+            assert state(pod) == before, f"killed at step {step}"
             assert world.reaches(world.add(pod))
             assert not other or world.reaches(other)
             world.delete(pod)
-            assert state() == before, f"killed at step {step}, then made again"
+            assert state(pod) == before, f"killed at step {step}, then made again"
             world.vanish(pod)
         assert step > 12
 
@@ -292,9 +298,9 @@ def test_add(on_a_node, trap, company):
 def test_delete(on_a_node, trap, company):
     def scenario(world: World) -> None:
         other = world.add(world.pod(0)) if company == "beside another" else ""
-        before = state()
         for step in itertools.count(1):
             pod = world.pod(step)
+            before = state(pod)
             world.add(pod)
             if not killed(trap, step, lambda pod=pod: world.delete(pod)):
                 break
@@ -302,7 +308,7 @@ def test_delete(on_a_node, trap, company):
             assert world.collector.recover().problems == []
             world.delete(pod)  # the runtime asks again
             assert world.problems() == [], f"killed at step {step}"
-            assert state() == before, f"killed at step {step}"
+            assert state(pod) == before, f"killed at step {step}"
             assert not other or world.reaches(other)
             world.vanish(pod)
         assert step > 6
