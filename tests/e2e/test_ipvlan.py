@@ -26,7 +26,8 @@ from terway_core.lab.state import Lab, NodeFiles, Spec, recall
 from terway_core.wiring.netns import Namespace, delete_netns
 from terway_core.wiring.snapshot import Snapshot
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.uml]
+# Two nodes take half a minute there, and several times that beside others.
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.uml, pytest.mark.timeout(300)]
 
 SERVICE, SERVICE6 = "172.21.0.10", "fd21::10"
 #: Six pods to an ENI: a seventh needs another.
@@ -293,6 +294,16 @@ def test_the_journal_is_lost(cluster):
     new = cluster.run_pod(1, "new")
     assert not {*new.addresses} & {address for pod in before for address in pod.addresses}
     cluster.remove_pod(1, "new")
+    assert cluster.audit() == []
+
+
+def test_the_way_back(cluster):
+    """Pods of ipvlan are the old ones now."""
+    configure(cluster.lab, "eniip_veth")
+    cluster.run_pod(1, "back")
+    ways = [("back", "a"), ("a", "back"), ("back", "node-1"), ("node-1", "back"), ("back", INTERNET)]
+    ways += [("back", "d"), ("d", "back"), ("a", INTERNET), ("node-1", "a"), ("a", "b")]
+    assert cluster.broken(*ways) == []
     assert cluster.audit() == []
 
 
