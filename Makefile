@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 # Debian packages: what a node needs, and what the tests drive besides.
 APT_NODE := python3-venv libnftables1
-APT_TEST := busybox-static containerd containernetworking-plugins iproute2 iptables nftables runc
+APT_TEST := busybox-static containerd containernetworking-plugins gcc iproute2 iptables libc6-dev nftables runc
 # A second kernel, for what the machine's own may lack.
 APT_UML  := iproute2 kmod user-mode-linux
 
@@ -42,7 +42,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 # Editable, so that a change is there at once; tests/e2e/test_install.py proves the wheels.
-.venv/installed: pyproject.toml constraints.txt $(wildcard drivers/*/pyproject.toml)
+.venv/installed: pyproject.toml constraints.txt hatch_build.py terway_core/cni/plugin.c $(wildcard drivers/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(addprefix -e ,$(wildcard drivers/*))
 	touch $@
