@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ NLM_F_DUMP = 0x300
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 
+RTMGRP_LINK = 1
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
@@ -205,6 +207,34 @@ class NetlinkSocket:
         self.close()
 
 
+class LinkNews:
+    """Listens to what becomes of a namespace's links, from its construction on."""
+
+    def __init__(self, namespace: Namespace | None = None) -> None:
+        with _trouble_told():
+            self._socket = namespace.run(_listen) if namespace else _listen()
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+
+    def deleted(self, timeout: float) -> set[int]:
+        """Indices of links that have gone; waits for news, but at most ``timeout`` seconds."""
+        if not self._poll.poll(timeout * 1000):
+            return set()
+        try:
+            news = _split(self._socket.recv(1 << 18))
+        except OSError:  # ENOBUFS: more has happened than the buffer holds
+            return set()
+        # A bridge that loses a port says RTM_DELLINK too, of its own family.
+        gone = (body for kind, _, _, body in news if kind == RTM_DELLINK and body[0] == socket.AF_UNSPEC)
+        return {struct.unpack_from("=i", body, 4)[0] for body in gone}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
 # -- links ------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +399,12 @@ def _open() -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # acknowledgements without a copy of the request
     sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)  # and with the kernel's own words for an error
+    return sock
+
+
+def _listen() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    sock.bind((0, RTMGRP_LINK))
     return sock
 
 
