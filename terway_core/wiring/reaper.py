@@ -20,7 +20,7 @@ from terway_core.wiring.netlink import LinkNews, Message, NetlinkSocket, Reply
 from terway_core.wiring.netns import Namespace
 
 #: Requests whose answers are awaited at the same time; what comes meanwhile is sent as one.
-SENDERS: Final = 4
+SENDERS: Final = 16
 #: Seconds until a request that made no news, because the links were gone already, is looked at.
 _PATIENCE: Final = 0.005
 
