@@ -10,11 +10,12 @@ export PYTHONDONTWRITEBYTECODE =
 
 # Debian packages: what a node needs, and what the tests drive besides.
 APT_NODE := python3-venv libnftables1
-APT_TEST := busybox-static containerd containernetworking-plugins iproute2 iptables nftables runc
+APT_TEST := busybox-static containerd containernetworking-plugins gcc iproute2 iptables libc6-dev nftables runc
+APT_BENCH := iperf3
 # A second kernel, for what the machine's own may lack; there is none for other architectures.
 APT_UML  := $(if $(filter x86_64,$(shell uname -m)),iproute2 kmod user-mode-linux)
 
-.PHONY: demo test check bench format constraints clean apt-node apt-test apt-uml
+.PHONY: demo test check bench format constraints clean apt-node apt-test apt-bench apt-uml
 
 demo: apt-node apt-uml .venv/installed
 	$(BIN)/terway lab demo
@@ -34,15 +35,16 @@ check: apt-node .venv/installed
 	$(BIN)/mypy -p terway_core $(addprefix -p terway_driver_,$(notdir $(wildcard drivers/*)))
 	$(BIN)/lint-imports --no-cache
 
-bench: apt-node apt-test .venv/installed
-	$(BIN)/python tests/bench/bench_cni.py
+bench: apt-node apt-test apt-bench .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m tests.bench
 
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # Editable, so that a change is there at once; tests/e2e/test_install.py proves the wheels.
-.venv/installed: pyproject.toml constraints.txt $(wildcard drivers/*/pyproject.toml)
+.venv/installed: pyproject.toml constraints.txt hatch_build.py terway_core/cni/plugin.c $(wildcard drivers/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(addprefix -e ,$(wildcard drivers/*))
 	touch $@
@@ -56,6 +58,9 @@ apt-node:
 
 apt-test:
 	@$(call apt-install,$(APT_TEST))
+
+apt-bench:
+	@$(call apt-install,$(APT_BENCH))
 
 apt-uml:
 	@$(call apt-install,$(APT_UML))

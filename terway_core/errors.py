@@ -29,6 +29,9 @@ Each class carries the code that a CNI client sees. Codes below 100 are the spec
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 
@@ -192,3 +195,15 @@ class Drifted(TerwayError):
     """CHECK: the kernel differs from what the pod was given; each difference is in ``details``."""
 
     cni_code = 103
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """For programs: an error that terway raises on purpose becomes one line and exit status 1."""
+    try:
+        yield
+    except TerwayError as error:
+        sys.stderr.write(f"terway: {error}\n")
+        if error.details:
+            sys.stderr.write("".join(f"  {line}\n" for line in error.details.splitlines()))
+        sys.exit(1)

@@ -1,8 +1,8 @@
 """The journal: one SQLite file that says what was promised to whom.
 
 Every side effect of an attachment is written here before it happens, so that a start after ``kill -9`` can
-finish or undo it. Writes go through one thread, which gathers what waits into one transaction: many callers
-pay for one fsync, and each of them returns only after it (``synchronous=FULL``).
+finish or undo it. One caller writes at a time, for all who wait, in one transaction: many pay for one fsync,
+none waits for a thread to wake up, and each of them returns only after it (``synchronous=FULL``).
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -59,7 +57,6 @@ class State(StrEnum):
     """Where an attachment is on its way. A state is written before the work that it names begins."""
 
     ALLOCATING = "allocating"
-    ALLOCATED = "allocated"
     WIRING = "wiring"
     READY = "ready"
     UNWIRING = "unwiring"
@@ -96,6 +93,18 @@ class Record:
         return f"{self.driver}:{self.key}"
 
 
+class _Change:
+    """A write that waits for its transaction. ``turn`` is released when it is done, or first in line."""
+
+    def __init__(self, function: Callable[[sqlite3.Connection], object]) -> None:
+        self.function = function
+        self.result: object = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.turn = threading.Lock()
+        self.turn.acquire()
+
+
 class Store:
     """The journal in ``path``; safe for use by many threads, and by readers in other processes.
 
@@ -107,6 +116,8 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._line: list[_Change] = []
+        self._writing = False
         self.was_damaged: Path | None = None
         self.read_only = read_only
         self._closed = False
@@ -120,11 +131,6 @@ class Store:
             self._writer = self._open_writer()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the journal {path} cannot be opened: {error}") from error
-        self._queue: SimpleQueue[tuple[Callable[[sqlite3.Connection], object], Future[object]] | None] = (
-            SimpleQueue()
-        )
-        self._thread = threading.Thread(target=self._write_loop, name="journal", daemon=True)
-        self._thread.start()
 
     def close(self) -> None:
         """Finish what is queued and close the file."""
@@ -136,8 +142,9 @@ class Store:
                 reader.close()
             if self.read_only:
                 return
-            self._queue.put(None)
-        self._thread.join()
+            last = _Change(lambda db: None)
+            leads = self._stand_in_line(last)
+        self._carry_out(last, leads)
         self._writer.close()
 
     # -- transactions -------------------------------------------------------------------------------------
@@ -149,52 +156,61 @@ class Store:
 
         :raises StoreError: the disk did not take it, or the journal is closed; nothing of it was kept.
         """
-        future: Future[object] = Future()
-        with self._lock:  # nothing comes behind the end of the queue
+        mine = _Change(change)
+        with self._lock:  # nothing comes behind the end of the line
             if self.read_only or self._closed:
                 how = "closed" if self._closed else "open for reading only"
                 raise StoreError(f"the journal {self.path} is {how}")
-            self._queue.put((change, future))
-        return future.result()  # type: ignore[return-value]
+            leads = self._stand_in_line(mine)
+        self._carry_out(mine, leads)
+        if mine.error:
+            raise mine.error
+        return mine.result  # type: ignore[return-value]
 
-    def _write_loop(self) -> None:
-        while True:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            work = [item for item in batch if item is not None]
-            if work:
-                self._write_batch(work)
-            if len(work) < len(batch):
+    def _stand_in_line(self, change: _Change) -> bool:
+        """True: nobody writes, so whoever brought the change does. Call it with the lock."""
+        self._line.append(change)
+        leads, self._writing = not self._writing, True
+        return leads
+
+    def _carry_out(self, mine: _Change, leads: bool) -> None:
+        """Return when the change is on disk, or refused. Somebody else may have written it; or else this is
+        the first in line, and writes for all who wait."""
+        if not leads:
+            mine.turn.acquire()
+            if mine.done:
                 return
+        with self._lock:
+            batch, self._line = self._line, []
+        self._write_batch(batch)
+        for change in batch:
+            change.done = True
+        with self._lock:
+            following = self._line[:1]
+            self._writing = bool(following)
+        for change in (*following, *batch):
+            change.turn.release()
 
-    def _write_batch(self, work: list[tuple[Callable[[sqlite3.Connection], object], Future[object]]]) -> None:
-        done: list[tuple[Future[object], object]] = []
+    def _write_batch(self, batch: Sequence[_Change]) -> None:
         db = self._writer
         try:
             db.execute("BEGIN IMMEDIATE")
-            for change, future in work:
+            for change in batch:
                 db.execute("SAVEPOINT one")
                 try:
-                    result = change(db)
+                    change.result = change.function(db)
                 except BaseException as error:  # SystemExit too: a driver's change must not end this thread
                     if not db.in_transaction:  # the disk is full or broken: SQLite has undone everything
                         raise
                     db.execute("ROLLBACK TO one")
-                    future.set_exception(self._refused(error) if isinstance(error, sqlite3.Error) else error)
-                else:
-                    done.append((future, result))
+                    change.error = self._refused(error) if isinstance(error, sqlite3.Error) else error
                 db.execute("RELEASE one")
             db.execute("COMMIT")
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
-            for _, future in work:
-                if not future.done():
-                    future.set_exception(self._refused(error))
-            return
-        for future, result in done:
-            future.set_result(result)
+            for change in batch:
+                change.error = change.error or self._refused(error)
 
     def _refused(self, error: BaseException) -> StoreError:
         log.error("the journal %s refused a write: %s", self.path, error)

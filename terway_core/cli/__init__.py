@@ -6,14 +6,9 @@ import sys
 
 
 def main() -> None:
-    """Entry point: errors that terway raises on purpose become one line and exit status 1."""
+    """Entry point."""
     from terway_core.cli.app import build
-    from terway_core.errors import TerwayError
+    from terway_core.errors import told
 
-    try:
+    with told():
         build(sys.argv[1:])()
-    except TerwayError as error:
-        sys.stderr.write(f"terway: {error}\n")
-        if error.details:
-            sys.stderr.write("".join(f"  {line}\n" for line in error.details.splitlines()))
-        sys.exit(1)

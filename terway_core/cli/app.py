@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -61,10 +63,10 @@ def _root(
 
 def daemon(config: ConfigFile = None) -> None:
     """Serve this node: run the daemon in the foreground, logging JSON to standard error."""
-    from terway_core.config import load_config
-    from terway_core.daemon.main import serve
-
-    serve(load_config(config))
+    # The same process, as a new program: a daemon has no use for what a command line is made of, nor for
+    # glibc's heap for each thread, as only one at a time runs Python.
+    argv = [sys.executable, "-P", "-m", "terway_core.daemon", *([str(config)] if config else [])]
+    os.execve(sys.executable, argv, {"MALLOC_ARENA_MAX": "1", **os.environ})
 
 
 def _add_driver_commands(app: typer.Typer) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -36,6 +37,10 @@ __all__ = [
 Transform: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 
 PLUGIN_TYPE: Final = "terway"
+#: The plugin in C, if the package was built with a compiler (``hatch_build.py``).
+NATIVE: Final = Path(plugin.__file__).with_name("terway-cni")
+#: What ``plugin.c`` holds for us to know it by.
+_NATIVE_MARK: Final = b"terway CNI plugin: of terway-core\0"
 #: Linux before 5.1 reads no more of a first line (BINPRM_BUF_SIZE is 128 with the NUL).
 _MAX_SHEBANG: Final = 127
 
@@ -75,11 +80,16 @@ def conflist_path(config: Config) -> Path:
 def install_binary(config: Config, python: str = "") -> bool:
     """Put the plugin in place; False when it was there already.
 
-    :param python: the interpreter for its first line. By default the one that runs this, outside any virtual
-        environment: the plugin needs nothing installed, and it outlives the environment.
+    It is the one in C if that runs here, else the one in Python.
+
+    :param python: take the one in Python, with this interpreter in its first line. By default that is the one
+        which runs this, outside any virtual environment: the plugin needs nothing installed, and it outlives
+        the environment.
     :raises IOFailure: a file cannot be written, or one that is not ours is in the way.
     :raises InvalidConfig: the interpreter cannot stand in a first line.
     """
+    if not python and _runs(NATIVE):
+        return _put(binary_path(config), NATIVE.read_bytes(), 0o755, _is_our_binary)
     python = python or sys._base_executable  # type: ignore[attr-defined]  # what the venv module takes
     shebang = f"#!{python} -IS\n".encode()
     if not os.access(python, os.X_OK) or len(python.split()) != 1 or len(shebang) > _MAX_SHEBANG + 1:
@@ -132,6 +142,8 @@ def uninstall(config: Config) -> bool:
 
 
 def _is_our_binary(content: bytes) -> bool:
+    if content.startswith(b"\x7fELF"):
+        return _NATIVE_MARK in content
     return content.startswith(b"#!") and content.partition(b"\n")[2].startswith(b'"""terway CNI plugin:')
 
 
@@ -141,6 +153,17 @@ def _is_our_conflist(content: bytes) -> bool:
         return any(entry["type"] == PLUGIN_TYPE and "spool" in entry for entry in plugins)
     except (ValueError, TypeError, KeyError):
         return False
+
+
+def _runs(binary: Path) -> bool:
+    """Whether it can be executed: it may be absent, or of another architecture or C library."""
+    try:
+        done = subprocess.run(
+            [binary], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, capture_output=True
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def _put(path: Path, content: bytes, mode: int, is_ours: Callable[[bytes], bool]) -> bool:

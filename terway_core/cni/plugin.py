@@ -3,16 +3,17 @@
 
 ``terway cni install`` copies this file as it is, but for the first line, so it stands alone: standard library
 only, nothing of terway. Each pod pays for its start, so it imports little (``tests/unit/test_cni_plugin.py``
-holds the list). What follows is all that another implementation needs to know.
+holds the list). Where the package was built with a C compiler, ``plugin.c`` is installed in its place. What
+follows is the contract of both.
 
 Input: the CNI_* environment variables, and at most 1 MiB of JSON on standard input: an object with the keys
     ``socket`` (the daemon's, default /run/terway/terway.sock) and ``spool`` (default /var/lib/terway/spool),
-    both absolute paths.
+    both absolute paths of printable ASCII characters.
 Request: ``POST /v1/cni`` by HTTP/1.1 over that socket. Its body is each CNI_* variable as NAME=value and a
-    NUL byte, sorted, then one more NUL byte, then standard input as it came.
-Answer: has a Content-Length. With status 200 the body is the result, a JSON object or nothing (never nothing
-    for an ADD); it is printed and the exit status is 0. With any other status the body is a CNI error object;
-    it is printed and the exit status is 1.
+    NUL byte, sorted as bytes, then one more NUL byte, then standard input as it came.
+Answer: has a Content-Length, and at most 8 MiB. With status 200 the body is the result, a JSON object or
+    nothing (never nothing for an ADD); it is printed and the exit status is 0. With any other status the body
+    is a CNI error object; it is printed and the exit status is 1.
 Time: 110 s for the exchange, then error 11 (50 for STATUS); also for a DEL, which the daemon may be at work
     on. The kubelet gives up a CRI call after 2 minutes (4 for a new sandbox), and the runtime then kills what
     still runs: a plugin that ends earlier can say what it waited for.
@@ -38,6 +39,7 @@ COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 DEFAULT_SOCKET = "/run/terway/terway.sock"
 DEFAULT_SPOOL = "/var/lib/terway/spool"
 MAX_INPUT = 1 << 20
+MAX_ANSWER = 8 << 20
 TIME_LIMIT = 110
 
 
@@ -104,8 +106,8 @@ def forward(command: str, netconf: dict[str, object], data: bytes) -> tuple[int,
     """Let the daemon serve the request; exit status and output."""
     socket = path_in(netconf, "socket", DEFAULT_SOCKET)
     spool = path_in(netconf, "spool", DEFAULT_SPOOL)
-    variables = sorted(item for item in os.environb.items() if item[0].startswith(b"CNI_"))
-    request = b"".join(b"%b=%b\0" % item for item in variables) + b"\0" + data
+    variables = [b"%b=%b\0" % item for item in os.environb.items() if item[0].startswith(b"CNI_")]
+    request = b"".join(sorted(variables)) + b"\0" + data
     retry_code = 50 if command == "STATUS" else 11
     try:
         return ask(command, socket, request)
@@ -129,9 +131,11 @@ def forward(command: str, netconf: dict[str, object], data: bytes) -> tuple[int,
 def path_in(netconf: dict[str, object], key: str, default: str) -> str:
     """The absolute path that the network configuration has under ``key``."""
     path = netconf.get(key, default)
-    if isinstance(path, str) and path.startswith("/") and path.isprintable():
+    if isinstance(path, str) and path.startswith("/") and path.isascii() and path.isprintable():
         return path
-    raise Failure(7, f"{key!r} in the network configuration is {path!r}; it must be an absolute path")
+    raise Failure(
+        7, f"{key!r} in the network configuration is {path!r}; it must be an absolute path in ASCII"
+    )
 
 
 def ask(command: str, socket: str, request: bytes) -> tuple[int, bytes]:
@@ -157,6 +161,8 @@ def ask(command: str, socket: str, request: bytes) -> tuple[int, bytes]:
             if not chunk:
                 raise ValueError("it closed the connection without an answer")
             reply += chunk
+            if len(reply) > MAX_ANSWER:
+                raise ValueError("its answer has no end")
     finally:
         _signal.alarm(0)
         connection.close()
@@ -181,11 +187,13 @@ def parse_answer(reply: bytes) -> tuple[int, bytes] | None:
     if not end:
         return None
     first, *headers = head.split(b"\r\n")
-    for header in headers:
-        name, _, value = header.partition(b":")
-        if name.lower() == b"content-length" and first.startswith(b"HTTP/1."):
-            status, length = int(first[9:12]), int(value)
-            return (status, body[:length]) if len(body) >= length else None
+    fields = (header.partition(b":") for header in headers)
+    length = next((value for name, _, value in fields if name.lower() == b"content-length"), b"").strip(
+        b" \t"
+    )
+    status = first[9:12]
+    if first.startswith(b"HTTP/1.") and status.isdigit() and int(status) >= 100 and length.isdigit():
+        return (int(status), body[: int(length)]) if len(body) >= int(length) else None
     raise ValueError(f"it does not answer as a terway daemon: {reply[:60]!r}")
 
 

@@ -21,10 +21,10 @@ from terway_core.registry import Drivers
 from terway_core.store import Record, State, Store
 from terway_core.types import Attachment, AttachmentKey, Node, Pod
 from terway_core.wiring.engine import Engine
+from terway_core.wiring.inspect import HostState
 
 if TYPE_CHECKING:
     from terway_core.kube.cluster import Cluster
-    from terway_core.wiring.inspect import HostState
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ class Collector:
             report.problems += (f"{mode}: {line}" for line in answer.problems)
 
     def _sweep_kernel(self, report: Report, dry_run: bool) -> None:
-        state = _read_host()  # before the journal: see HostState
+        state = HostState.read()  # before the journal: see HostState
         wirings = [record.wiring for record in self._store.records() if record.wiring]
         for stray in state.strays(wirings):
             if not dry_run:
@@ -244,9 +244,3 @@ class Collector:
 
 #: Codes of a request that cannot become right by waiting: version, environment, encoding, configuration.
 _MALFORMED = frozenset({1, 4, 6, 7})
-
-
-def _read_host() -> HostState:
-    from terway_core.wiring.inspect import HostState  # loads pyroute2, which serving an ADD does not need
-
-    return HostState.read()

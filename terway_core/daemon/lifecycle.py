@@ -31,6 +31,7 @@ from terway_core.registry import Drivers
 from terway_core.store import Record, State, Store
 from terway_core.types import Attachment, AttachmentKey, Node
 from terway_core.wiring.engine import Engine
+from terway_core.wiring.inspect import diff
 from terway_core.wiring.netns import Namespace, NamespaceGone
 
 if TYPE_CHECKING:
@@ -177,8 +178,8 @@ class Lifecycle:
         try:
             cancellation.check()
             lease = self._drivers.allocate(mode, attachment, node)
-            record = replace(record, lease=lease, state=State.ALLOCATED)
-            self._store.put(record)
+            record = replace(record, lease=lease)
+            # Changes nothing, so the lease and the wiring are written down together.
             wiring = self._drivers.setup(mode, attachment, lease, node)
             record = replace(record, wiring=wiring, state=State.WIRING)
             self._store.put(record)
@@ -212,8 +213,6 @@ class Lifecycle:
         :raises UnknownAttachment: it was never added, or is not ready.
         :raises Drifted: each difference is in the error's details.
         """
-        from terway_core.wiring.inspect import diff  # loads pyroute2; only CHECK, gc and audit need it
-
         attachment = _attachment(request)
         record = self._store.get(attachment.key)
         if record is None or record.state is not State.READY or record.wiring is None:

@@ -8,7 +8,7 @@ import sys
 import time
 
 #: Libraries that at debug level write each message they exchange.
-_CHATTY = ("asyncio", "pyroute2", "urllib3")
+_CHATTY = ("asyncio", "urllib3")
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

@@ -22,6 +22,7 @@ from terway_core.cloud import Cloud
 from terway_core.cni import install
 from terway_core.config import Config
 from terway_core.daemon import log as logs
+from terway_core.daemon.adopt import adopt
 from terway_core.daemon.collector import Collector, Report
 from terway_core.daemon.lifecycle import Lifecycle
 from terway_core.daemon.metrics import Metrics
@@ -35,6 +36,7 @@ from terway_core.errors import IOFailure, RetryLater, TerwayError
 from terway_core.registry import Drivers
 from terway_core.store import Store
 from terway_core.wiring.engine import Engine
+from terway_core.wiring.inspect import HostState
 from terway_core.wiring.objects import Ipvlan, describe
 
 if TYPE_CHECKING:
@@ -170,9 +172,6 @@ class Daemon:
         if any(isinstance(obj, Ipvlan) for record in records if record.wiring for obj in record.wiring.node):
             known.add("")
         if self.engine.owners() - known:
-            from terway_core.daemon.adopt import adopt  # loads pyroute2, which a start can do without
-            from terway_core.wiring.inspect import HostState
-
             adopt(self.store, HostState.read(), self._clock())
         for record in self.store.records():
             if record.wiring:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from terway_core.errors import RetryLater, Superseded
 
@@ -83,7 +84,7 @@ class WorkQueue:
     def __init__(self, workers: int, *, waited: Callable[[float], object] = lambda seconds: None) -> None:
         self._free = workers
         self._line: deque[_Waiting] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._waited = waited
 
     def __len__(self) -> int:
@@ -92,7 +93,7 @@ class WorkQueue:
 
     def longest_wait(self) -> float:
         """How long the first in line has stood there, in seconds."""
-        with self._changed:
+        with self._lock:
             return time.monotonic() - self._line[0].since if self._line else 0.0
 
     @contextlib.contextmanager
@@ -106,18 +107,18 @@ class WorkQueue:
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._free += 1
-                self._changed.notify_all()
+                self._call_first()
 
     def _enter(self, timeout: float, cancellation: Cancellation | None) -> None:
-        me = _Waiting()
-        with self._changed:
+        me = _Waiting(self._lock)
+        with self._lock:
             self._line.append(me)
             if cancellation:
-                cancellation.on_cancel(self._wake)
+                cancellation.on_cancel(partial(self._wake, me))
             try:
-                if not self._changed.wait_for(
+                if not me.called.wait_for(
                     lambda: (self._free and self._line[0] is me) or (cancellation and cancellation.is_set),
                     timeout,
                 ):
@@ -130,16 +131,22 @@ class WorkQueue:
                 self._free -= 1
             finally:
                 self._line.remove(me)
-                self._changed.notify_all()
+                self._call_first()
                 self._waited(time.monotonic() - me.since)
 
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+    def _call_first(self) -> None:
+        # Only the first: of all who are woken the others would only keep it from the interpreter.
+        if self._free and self._line:
+            self._line[0].called.notify()
+
+    def _wake(self, one: _Waiting) -> None:
+        with self._lock:
+            one.called.notify()
 
 
 class _Waiting:
     """A place in the line."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.Lock) -> None:
         self.since = time.monotonic()
+        self.called = threading.Condition(lock)

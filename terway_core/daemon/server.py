@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
     ) -> tuple[HTTPStatus, dict[str, Any] | None]:
         start = time.monotonic()
         daemon = self.server.daemon
-        command, version, code = "invalid", asked_version(body), 0
+        command, code = "invalid", 0
         answer: dict[str, Any] | None
         try:
             request = parse_request(body)
@@ -159,11 +159,13 @@ class Handler(BaseHTTPRequestHandler):
             status = HTTPStatus.OK
         except TerwayError as error:
             code, status = error.cni_code, HTTPStatus.CONFLICT
-            answer = error.to_cni(version)
+            answer = error.to_cni(asked_version(body))
         except Exception as error:  # a client must get a CNI error whatever happens
             log.exception("command failed", extra={"command": command})
             code, status = TerwayError.cni_code, HTTPStatus.INTERNAL_SERVER_ERROR
-            answer = TerwayError(f"a defect of terway: {error!r}; the daemon's log has more").to_cni(version)
+            answer = TerwayError(f"a defect of terway: {error!r}; the daemon's log has more").to_cni(
+                asked_version(body)
+            )
         seconds = time.monotonic() - start
         daemon.metrics.requests.labels(command, str(code)).inc()
         daemon.metrics.seconds.labels(command).observe(seconds)
@@ -197,6 +199,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        if log.isEnabledFor(logging.DEBUG):  # the line would be put together in vain
+            super().log_request(code, size)
 
     def log_message(self, format: str, *args: object) -> None:
         log.debug(format % args)

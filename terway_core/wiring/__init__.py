@@ -1,4 +1,4 @@
 """Wiring is data: declared in ``objects``, applied by ``engine``, read back by ``inspect``.
 
-The only part of terway that talks netlink. ``inspect`` loads pyroute2; the rest does without.
+The only part of terway that talks netlink.
 """

@@ -43,16 +43,20 @@ def apply_objects(
     where: str,
     ours: bool,
     aliases: Mapping[str, str] | None = None,
+    known: Mapping[str, LinkInfo] | None = None,
 ) -> None:
     """Make what a message makes, in the namespace of ``sock``; what is there already stays or is replaced.
 
     :param where: for errors. :param ours: mark it. :param aliases: for links that come up, by name.
+    :param known: links that need not be looked up, by name.
     :raises WiringError: a link is missing, or the kernel refused something; the rest was made all the same.
     """
     ordered = sorted(
         (obj for obj in objects if isinstance(obj, _ORDER)), key=lambda obj: _ORDER.index(type(obj))
     )
-    links = sock.links(list(dict.fromkeys(name for obj in ordered for name in _needed_links(obj))))
+    links = dict(known or {})
+    needed = dict.fromkeys(name for obj in ordered for name in _needed_links(obj) if name not in links)
+    links |= sock.links(list(needed))
     indices = {name: link.index for name, link in links.items()}
     messages = []
     for obj in ordered:

@@ -25,7 +25,7 @@ from terway_core.wiring.changes import (
     write_sysctls,
 )
 from terway_core.wiring.in_pod import apply_in_pod, name_at_birth, remove_in_pod, rename_in_pod
-from terway_core.wiring.netlink import FoundLink, Message, NetlinkSocket, Reply
+from terway_core.wiring.netlink import FoundLink, LinkInfo, Message, NetlinkSocket, Reply
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import (
     Address,
@@ -79,7 +79,7 @@ class Engine:
         if (veths or moves or wiring.pod) and pod is None:
             raise WiringError("a wiring with pod objects needs the pod's network namespace")
         with self._lock:
-            self._make_veths(veths, pod, owner)
+            made = self._make_veths(veths, pod, owner)
             for obj in moves:
                 self._move_in(obj, pod)
             parents = self._parents(children)
@@ -87,13 +87,13 @@ class Engine:
             ends: list[WiringObject] = [LinkUp(dev=veth.peer, mtu=veth.mtu) for veth in veths]
             ends += [LinkUp(dev=obj.name, mtu=obj.mtu) for obj in moves]
             ends += brought_up(children)
-            pod.run(apply_in_pod, [*ends, *wiring.pod], parents, pod.fd, owner, self._send)
+            apply_in_pod(pod, [*ends, *wiring.pod], parents, owner, self._send)
         with self._lock:
             ends = [LinkUp(dev=veth.name, mtu=veth.mtu) for veth in veths]
             aliases = {veth.name: ALIAS_PREFIX + owner for veth in veths}
             rest = [obj for obj in wiring.host if not isinstance(obj, Veth | MoveLink)]
             self._on_host(write_sysctls, rest)
-            apply_objects(self._socket, [*ends, *rest], where="host", ours=True, aliases=aliases)
+            apply_objects(self._socket, [*ends, *rest], where="host", ours=True, aliases=aliases, known=made)
 
     def find_link(self, mac: str) -> FoundLink | None:
         """The host's link with this MAC address."""
@@ -145,18 +145,21 @@ class Engine:
                 if isinstance(obj, Masquerade):
                     self._on_host(nft.add_masquerade, obj)
 
-    def _make_veths(self, veths: Sequence[Veth], pod: Namespace | None, owner: str) -> None:
+    def _make_veths(self, veths: Sequence[Veth], pod: Namespace | None, owner: str) -> dict[str, LinkInfo]:
+        """The host's ends, by name."""
         if not veths or pod is None:
-            return
+            return {}
         replies = self._socket.send([netlink.new_veth(veth, pod.fd) for veth in veths])
+        links = self._socket.links([veth.name for veth in veths])
         for veth, reply in zip(veths, replies, strict=True):
             if reply.errno == errno.EEXIST:
-                found = self._socket.links([veth.name]).get(veth.name)
+                found = links.get(veth.name)
                 if found and belongs_to(found, owner):
                     continue  # applied before
                 taken = f"{veth.name} on the host" if found else f"{veth.peer} in the pod"
                 raise WiringError(f"{describe(veth)} cannot be made: a link {taken} exists and is not ours")
             raise_for(veth, reply, "host")
+        return links
 
     def _parents(self, children: Sequence[Ipvlan]) -> dict[Ipvlan, int]:
         """The index of each one's parent."""

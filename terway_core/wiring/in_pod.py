@@ -1,4 +1,4 @@
-"""What is done in a pod's namespace, by the short-lived thread that has entered it."""
+"""What is done in a pod's namespace: through its socket, or by a short-lived thread that has entered it."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from terway_core.wiring.changes import (
     write_sysctls,
 )
 from terway_core.wiring.netlink import ALREADY_GONE, Message, NetlinkSocket, Reply
-from terway_core.wiring.objects import Ipvlan, MoveLink, WiringObject, describe
+from terway_core.wiring.netns import Namespace
+from terway_core.wiring.objects import Ipvlan, MoveLink, Sysctl, WiringObject, describe
 
 
 def apply_in_pod(
+    pod: Namespace,
     objects: Sequence[WiringObject],
     parents: Mapping[Ipvlan, int],
-    netns: int,
     owner: str,
     on_host: Callable[[Sequence[Message]], list[Reply]],
 ) -> None:
     """Make the links of ``parents`` and all ``objects``.
 
     :param parents: links to be born here, each with the index of the host's link whose child it is.
-    :param netns: a descriptor of this namespace.
     :param on_host: sends messages in the host's namespace.
     """
-    with NetlinkSocket() as sock:
-        for child, parent in parents.items():
-            _bear(sock, child, parent, netns, owner, on_host)
-        write_sysctls(objects)
-        aliases = {child.name: ALIAS_PREFIX + owner for child in parents}
-        apply_objects(sock, objects, where="pod", ours=False, aliases=aliases)
+    sock = NetlinkSocket.of(pod)
+    for child, parent in parents.items():
+        _bear(sock, child, parent, pod.fd, owner, on_host)
+    if any(isinstance(obj, Sysctl) for obj in objects):
+        pod.run(write_sysctls, objects)  # /proc shows everybody his own namespace
+    aliases = {child.name: ALIAS_PREFIX + owner for child in parents}
+    apply_objects(sock, objects, where="pod", ours=False, aliases=aliases)
 
 
 def _bear(

@@ -1,6 +1,6 @@
 """Reads the kernel back: what differs from a wiring (CHECK, audit), and what is ours but in no wiring (gc).
 
-Not a hot path, so pyroute2 does the decoding (:mod:`terway_core.wiring.snapshot`).
+The reading is done in :mod:`terway_core.wiring.snapshot`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from terway_core.errors import WiringError
-from terway_core.wiring import netlink, nft, tc
+from terway_core.wiring import netlink, nft
 from terway_core.wiring.changes import ALIAS_PREFIX, SYSCTL_ROOT, device
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.netns import Namespace
@@ -138,8 +138,6 @@ def _bucket_problem(obj: TokenBucket, snapshot: Snapshot) -> str:
     if obj.dev not in snapshot.buckets:
         return "missing"
     rate, burst, limit = snapshot.buckets[obj.dev]
-    if obj.rate > tc.U32_MAX and rate == tc.U32_MAX:
-        return ""  # pyroute2 does not decode TCA_TBF_RATE64, and the burst is counted in that rate
     rounding = TICK_NS * obj.rate // 1_000_000_000 + 1  # one tick's worth of bytes
     if rate != obj.rate or limit != obj.limit or abs(burst - obj.burst) > rounding:
         return f"has rate {rate} B/s burst {burst} limit {limit}"

@@ -76,6 +76,11 @@ class Namespace:
         return cls(fd, str(path))
 
     @functools.cached_property
+    def route_socket(self) -> socket.socket:
+        """A netlink socket of this namespace, for any thread, one at a time; closed with it."""
+        return self.run(route_socket)
+
+    @functools.cached_property
     def identity(self) -> int:
         """What tells the namespace from all others of this boot.
 
@@ -84,7 +89,8 @@ class Namespace:
         :raises IOFailure: it cannot be asked now.
         """
         try:
-            return self.run(_cookie)
+            cookie = self.route_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+            return int.from_bytes(cookie, sys.byteorder)
         except OSError as error:
             if error.errno != errno.ENOPROTOOPT:
                 raise IOFailure(f"network namespace {self.name} cannot be asked: {error.strerror}") from error
@@ -112,6 +118,8 @@ class Namespace:
     def close(self) -> None:
         """Let go; the namespace lives on if a process, a mount or another descriptor holds it."""
         os.close(self.fd)
+        if opened := self.__dict__.get("route_socket"):
+            opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -120,9 +128,8 @@ class Namespace:
         self.close()
 
 
-def _cookie() -> int:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+def route_socket() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from terway_core.wiring.netlink import NLM_F_REPLACE, Message, NetlinkSocket, ch
 from terway_core.wiring.nla import attr, attr_str, attr_text, attr_u32, parse_attrs
 from terway_core.wiring.objects import IPNetwork, Redirect, TokenBucket
 
-RTM_NEWQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 44, 46
+RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 38, 44, 46
 TCA_KIND, TCA_OPTIONS = 1, 2
 TC_H_ROOT, TC_H_CLSACT, CLSACT_EGRESS, CLSACT_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF3, 0xFFFF0000
 TC_LINKLAYER_ETHERNET = 1

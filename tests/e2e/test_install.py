@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 def run(*argv: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TERWAY_", "PYTHON"))}
-    done = subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, env=env, **kwargs)
+    kwargs = {"env": env, **kwargs}
+    done = subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -55,6 +56,27 @@ def test_commands_are_there(environment, tmp_path):
         check=True,
     )
     assert "1.1.0" in json.loads(version.stdout)["supportedVersions"]
+
+
+def test_the_plugin_that_is_installed_is_in_c(environment, tmp_path):
+    command = [environment / "terway", "cni", "install", "--no-conflist"]
+    subprocess.run(command, env={"TERWAY_CNI_BIN_DIR": str(tmp_path)}, check=True)
+    plugin = tmp_path / "terway"
+    assert plugin.read_bytes().startswith(b"\x7fELF")
+    assert json.loads(run(plugin, env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL).stdout)
+
+
+@pytest.mark.parametrize(("compiler", "tag"), [("cc", "linux"), ("false", "any"), ("absent", "any")])
+def test_wheel_is_for_the_platform_of_its_plugin(source, tmp_path, compiler, tag):
+    run(
+        *(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path),
+        cwd=source,
+        env={**os.environ, "CC": compiler},
+    )
+    (wheel,) = tmp_path.iterdir()
+    *_, python, abi, platform = wheel.stem.split("-")
+    assert (python, abi, platform.partition("_")[0]) == ("py3", "none", tag)
+    assert ("terway_core/cni/terway-cni" in zipfile.ZipFile(wheel).namelist()) == (tag != "any")
 
 
 def test_driver_comes_and_goes_with_its_package(environment, tmp_path):

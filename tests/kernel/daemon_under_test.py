@@ -38,7 +38,6 @@ from terway_core.daemon.queue import Cancellation, SandboxLocks
 from terway_core.errors import RetryLater
 from terway_core.registry import Drivers
 from terway_core.store import Store
-from terway_core.wiring import inspect as _pyroute2_is_slow_to_load  # noqa: F401
 from terway_core.wiring import nft
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.netlink import NetlinkSocket

@@ -90,25 +90,19 @@ def test_gc_takes_away_what_is_ours_and_nobodys(node, foreign, kind):
 def test_gc_spares_the_routes_of_a_pod_that_comes_while_it_reads(terway_netns, monkeypatch):
     host = terway_netns()
 
-    class Slow(snapshot.IPRoute):
-        def __enter__(self):
-            get_links = self.get_links
-
-            def come_in_between():
-                links = list(get_links())
-                for command in (
-                    "ip link add cali type veth peer eth0",
-                    "ip link set cali up",
-                    "ip route add 192.0.2.1 dev cali protocol 116",
-                ):
-                    subprocess.run(command.split(), check=True)
-                return links
-
-            self.get_links = come_in_between
-            return super().__enter__()
+    class Slow(snapshot.NetlinkSocket):
+        def dump_links(self):
+            links = super().dump_links()
+            for command in (
+                "ip link add cali type veth peer eth0",
+                "ip link set cali up",
+                "ip route add 192.0.2.1 dev cali protocol 116",
+            ):
+                subprocess.run(command.split(), check=True)
+            return links
 
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot, "IPRoute", Slow)
+        patch.setattr(snapshot, "NetlinkSocket", Slow)
         assert inspect.HostState.read(host).strays([]) == []
     assert len(inspect.HostState.read(host).strays([])) == 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from terway_core.cni import install as installer
 from terway_core.cni import plugin
 from terway_core.cni.install import (
     binary_path,
@@ -24,6 +25,22 @@ from terway_core.cni.install import (
 )
 from terway_core.config import Config
 from terway_core.errors import InvalidConfig, IOFailure
+from tests.unit.cni_program import NATIVE, PLUGIN, compile_c
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory) -> Path:
+    """The plugin in C, as a wheel has it."""
+    binary = tmp_path_factory.mktemp("native") / "terway-cni"
+    compile_c(PLUGIN.with_suffix(".c"), binary, NATIVE)
+    return binary
+
+
+@pytest.fixture(params=["python", "c"])
+def kind(request, native: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the package was built with."""
+    monkeypatch.setattr(installer, "NATIVE", native if request.param == "c" else Path("/absent"))
+    return request.param
 
 
 @pytest.fixture
@@ -89,7 +106,8 @@ def test_install_puts_two_files(config: Config, tmp_path: Path) -> None:
     assert json.loads(conflist_path(config).read_text()) == conflist(config)
 
 
-def test_installed_plugin_is_the_source_with_another_first_line(config: Config) -> None:
+@pytest.mark.parametrize("kind", ["python"], indirect=True)
+def test_installed_plugin_is_the_source_with_another_first_line(config: Config, kind: str) -> None:
     install_binary(config)
     first, rest = binary_path(config).read_text().split("\n", 1)
     assert rest == Path(plugin.__file__).read_text().split("\n", 1)[1]
@@ -105,7 +123,30 @@ def test_installed_plugin_is_the_source_with_another_first_line(config: Config) 
     assert json.loads(done.stdout)["supportedVersions"] == list(plugin.VERSIONS)
 
 
-def test_installed_pair_finds_the_spool_of_the_settings(config: Config) -> None:
+@pytest.mark.parametrize("kind", ["c"], indirect=True)
+def test_plugin_in_c_is_preferred(config: Config, native: Path, kind: str) -> None:
+    install_binary(config, sys._base_executable)
+    assert binary_path(config).read_bytes().startswith(b"#!")
+    assert install_binary(config)
+    assert binary_path(config).read_bytes() == native.read_bytes()
+    assert not install_binary(config)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x7fELF of another machine", b"#!/bin/false\n", b"#!/absent/interpreter\n"]
+)
+def test_plugin_in_c_that_does_not_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(content)
+    broken.chmod(0o755)
+    monkeypatch.setattr(installer, "NATIVE", broken)
+    install_binary(config)
+    assert b"terway CNI plugin:" in binary_path(config).read_bytes()
+
+
+def test_installed_pair_finds_the_spool_of_the_settings(config: Config, kind: str) -> None:
     """What libcni makes of a conflist: the plugin's entry, plus name and cniVersion, less capabilities."""
     install(config)
     document = json.loads(conflist_path(config).read_text())
@@ -130,7 +171,7 @@ def test_second_install_changes_nothing(config: Config) -> None:
     assert written() == before
 
 
-def test_install_mends_content_and_mode(config: Config, tmp_path: Path) -> None:
+def test_install_mends_content_and_mode(config: Config, tmp_path: Path, kind: str) -> None:
     install(config)
     binary, wanted = binary_path(config), binary_path(config).read_bytes()
     binary.write_bytes(wanted + b"# an older version of ours\n")

@@ -1,8 +1,7 @@
-"""The plugin as a runtime sees it: a process under ``python3 -IS``, with a good daemon, a bad one, none."""
+"""The plugins, in Python and in C, as a runtime sees them: a process, with a good daemon, a bad one, none."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -11,56 +10,37 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from terway_core.cni import plugin
 from terway_core.cni.protocol import SUPPORTED_VERSIONS, Command, parse_request
 from terway_core.config import Config
-
-PLUGIN = Path(plugin.__file__)
-ENVIRONMENT = {
-    "CNI_COMMAND": "ADD",
-    "CNI_CONTAINERID": "3f6940ab5ab4",
-    "CNI_NETNS": "/var/run/netns/cni-1",
-    "CNI_IFNAME": "eth0",
-    "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=web-0",
-    "CNI_PATH": "/opt/cni/bin",
-}
-RESULT = b'{"cniVersion": "1.0.0", "ips": [{"address": "192.0.2.7/32"}]}'
-ERROR = b'{"cniVersion": "1.0.0", "code": 7, "msg": "no"}'
-
-
-def run(environment, data: bytes, *, program: Path = PLUGIN, **options) -> subprocess.CompletedProcess[bytes]:
-    """One call; whatever happens, standard error stays empty and there is no third exit status."""
-    command = [sys.executable, "-IS", program]
-    done = subprocess.run(command, env=environment, input=data, stdout=-1, stderr=-1, timeout=60, **options)
-    assert done.stderr == b""
-    assert done.returncode in (0, 1)
-    return done
+from tests.unit.cni_program import (
+    ENVIRONMENT,
+    ERROR,
+    KINDS,
+    PLUGIN,
+    PYTHON,
+    RESULT,
+    Program,
+    error_of,
+    raw_daemon,
+)
 
 
-def error_of(done: subprocess.CompletedProcess[bytes]) -> dict[str, object]:
-    assert done.returncode == 1
-    error = json.loads(done.stdout)
-    assert set(error) == {"cniVersion", "code", "msg"}
-    return error
+@pytest.fixture(scope="module", params=KINDS)
+def run(request, tmp_path_factory) -> Program:
+    return Program(request.param, tmp_path_factory.mktemp("plugin"))
 
 
-def variant(folder: Path, **constants: object) -> Path:
-    """A copy of the plugin with other constants, for what a test cannot wait for or must not touch."""
-    source = PLUGIN.read_text()
-    for name, value in constants.items():
-        source, found = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", source, flags=re.MULTILINE)
-        assert found == 1
-    copy = folder / "plugin-variant.py"
-    copy.write_text(source)
-    return copy
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Program:
+    return Program(PYTHON, tmp_path_factory.mktemp("plugin"))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -75,7 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if body:  # otherwise the client has all it needs, and may be gone
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -113,34 +94,10 @@ def daemon(netconf):
         thread.join()
 
 
-@contextlib.contextmanager
-def raw_daemon(path: str, *chunks: bytes):
-    """Reads one request to its end, then sends the chunks one by one and closes."""
-
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with connection, connection.makefile("rb") as stream:
-            length = 0
-            while line := stream.readline().strip().lower():
-                if line.startswith(b"content-length:"):
-                    length = int(line.partition(b":")[2])
-            stream.read(length)
-            for chunk in chunks:
-                connection.sendall(chunk)
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield
-        thread.join()
-
-
 # ---- with a daemon ----------------------------------------------------------------------------------------
 
 
-def test_request_and_answer_pass_unchanged(daemon, netconf) -> None:
+def test_request_and_answer_pass_unchanged(run, daemon, netconf) -> None:
     data = b' \n{"z": 1,  "a": "\\u00e4\xc3\xa4", ' + json.dumps(netconf).encode()[1:] + b"\n "
     environment = {"PATH": "/bin", "LANG": "C", "CNIX": "no", **ENVIRONMENT, "CNI_ODD": "a=b\udcff"}
     done = run(environment, data)
@@ -157,42 +114,42 @@ def test_request_and_answer_pass_unchanged(daemon, netconf) -> None:
 
 @pytest.mark.parametrize("command", sorted(set(Command) - {"VERSION"}))
 @pytest.mark.parametrize("status", [400, 503])
-def test_error_of_the_daemon_is_printed(daemon, netconf, command: str, status: int) -> None:
+def test_error_of_the_daemon_is_printed(run, daemon, netconf, command: str, status: int) -> None:
     daemon.answer = (status, ERROR)
     done = run({**ENVIRONMENT, "CNI_COMMAND": command}, json.dumps(netconf).encode())
     assert (done.returncode, done.stdout) == (1, ERROR)
 
 
 @pytest.mark.parametrize("command", ["DEL", "CHECK", "GC", "STATUS"])
-def test_success_without_output(daemon, netconf, command: str) -> None:
+def test_success_without_output(run, daemon, netconf, command: str) -> None:
     daemon.answer = (200, b"")
     done = run({"CNI_COMMAND": command}, json.dumps(netconf).encode())
     assert (done.returncode, done.stdout) == (0, b"")
     assert not Path(netconf["spool"]).exists()
 
 
-def test_largest_input(daemon, netconf) -> None:
+def test_largest_input(run, daemon, netconf) -> None:
     data = json.dumps(netconf).encode()
     done = run(ENVIRONMENT, data + b" " * (plugin.MAX_INPUT - len(data)))
     assert (done.returncode, done.stdout) == (0, RESULT)
     assert len(daemon.requests[0][2]) > plugin.MAX_INPUT
 
 
-def test_answer_in_pieces(netconf) -> None:
+def test_answer_in_pieces(run, netconf) -> None:
     answer = b"HTTP/1.0 200\r\nX: y\r\ncontent-length:%d\r\n\r\n%b" % (len(RESULT), RESULT)
     with raw_daemon(netconf["socket"], *(bytes([byte]) for byte in answer)):
         done = run(ENVIRONMENT, json.dumps(netconf).encode())
     assert (done.returncode, done.stdout) == (0, RESULT)
 
 
-def test_unknown_versions_are_for_the_daemon_to_judge(daemon, netconf) -> None:
+def test_unknown_versions_are_for_the_daemon_to_judge(run, daemon, netconf) -> None:
     run(ENVIRONMENT, json.dumps(netconf | {"cniVersion": "7.0.0"}).encode())
     assert len(daemon.requests) == 1
 
 
-def test_closed_standard_output(daemon, netconf) -> None:
+def test_closed_standard_output(run, daemon, netconf) -> None:
     """Nobody can be told, so the exit status must say it: the runtime then sends a DEL."""
-    command = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-IS", PLUGIN]
+    command = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *run.argv]
     done = subprocess.run(command, env=ENVIRONMENT, input=json.dumps(netconf).encode(), stderr=-1, timeout=60)
     assert (done.returncode, done.stderr) == (1, b"")
 
@@ -215,7 +172,7 @@ def away(request, tmp_path: Path, netconf):
 
 
 @pytest.mark.parametrize(("command", "code"), AWAY.items())
-def test_daemon_away(away, command: str, code: int) -> None:
+def test_daemon_away(run, away, command: str, code: int) -> None:
     error = error_of(run({**ENVIRONMENT, "CNI_COMMAND": command}, json.dumps(away).encode()))
     assert (error["cniVersion"], error["code"]) == ("1.0.0", code)
     assert f"daemon is not reachable at {away['socket']}" in error["msg"]
@@ -226,7 +183,7 @@ def spooled(netconf) -> list[Path]:
     return sorted(Path(netconf["spool"]).iterdir())
 
 
-def test_daemon_away_spools_a_del(away) -> None:
+def test_daemon_away_spools_a_del(run, away) -> None:
     data = json.dumps(away, indent=1).encode() + b"\n"
     environment = {**ENVIRONMENT, "CNI_COMMAND": "DEL", "CNI_NETNS": ""}
     for count in (1, 2):
@@ -250,14 +207,12 @@ def test_daemon_away_spools_a_del(away) -> None:
     assert first.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_concurrent_spools_do_not_collide(netconf) -> None:
+def test_concurrent_spools_do_not_collide(run, netconf) -> None:
     data = json.dumps(netconf).encode()
     processes = []
     for number in range(24):
         environment = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": f"c{number}", "CNI_IFNAME": "eth0"}
-        process = subprocess.Popen(
-            [sys.executable, "-IS", PLUGIN], env=environment, stdin=-1, stdout=-1, stderr=-1
-        )
+        process = subprocess.Popen(run.argv, env=environment, stdin=-1, stdout=-1, stderr=-1)
         processes.append(process)
     for process in processes:
         assert process.communicate(data, timeout=60) == (b"", b"")
@@ -284,7 +239,7 @@ def test_concurrent_spools_do_not_collide(netconf) -> None:
         ({"CNI_IFNAME": "abcdefghijklmnop"}, ["CNI_IFNAME"]),
     ],
 )
-def test_a_del_of_nothing_is_not_spooled(netconf, changes, named) -> None:
+def test_a_del_of_nothing_is_not_spooled(run, netconf, changes, named) -> None:
     environment = {**ENVIRONMENT, "CNI_COMMAND": "DEL", **changes}
     environment = {name: value for name, value in environment.items() if value is not None}
     error = error_of(run(environment, json.dumps(netconf).encode()))
@@ -293,14 +248,14 @@ def test_a_del_of_nothing_is_not_spooled(netconf, changes, named) -> None:
     assert not Path(netconf["spool"]).exists()
 
 
-def test_spool_in_the_way(tmp_path: Path, netconf) -> None:
+def test_spool_in_the_way(run, tmp_path: Path, netconf) -> None:
     (tmp_path / "state").write_text("a file where a folder belongs")
     error = error_of(run({**ENVIRONMENT, "CNI_COMMAND": "DEL"}, json.dumps(netconf).encode()))
     assert error["code"] == 5
     assert netconf["spool"] in error["msg"]
 
 
-def test_full_disk_leaves_no_half_file(netconf) -> None:
+def test_full_disk_leaves_no_half_file(run, netconf) -> None:
     def no_file_may_grow() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
@@ -336,7 +291,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
         b"220 mail.example ESMTP\r\n\r\n",
     ],
 )
-def test_no_answer(netconf, reply: bytes) -> None:
+def test_no_answer(run, netconf, reply: bytes) -> None:
     data = json.dumps(netconf).encode()
     with raw_daemon(netconf["socket"], reply):
         error = error_of(run(ENVIRONMENT, data))
@@ -348,35 +303,38 @@ def test_no_answer(netconf, reply: bytes) -> None:
     assert parse_request(spooled(netconf)[0].read_bytes()).command is Command.DEL
 
 
-def test_add_has_no_empty_result(netconf) -> None:
+def test_add_has_no_empty_result(run, netconf) -> None:
     with raw_daemon(netconf["socket"], HEAD % 0):
         assert error_of(run(ENVIRONMENT, json.dumps(netconf).encode()))["code"] == 11
 
 
-@pytest.mark.parametrize(("command", "code"), [*AWAY.items(), ("DEL", 11)])
-def test_silent_daemon(tmp_path: Path, netconf, command: str, code: int) -> None:
+def test_silent_daemon(run, tmp_path: Path, netconf) -> None:
     """It has the request and may be at work on it, so a DEL is not spooled: the runtime asks again."""
+    codes = {**AWAY, "DEL": 11}
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(netconf["socket"])
         listener.listen()
-        program = variant(tmp_path, TIME_LIMIT=1)
-        error = error_of(
-            run({**ENVIRONMENT, "CNI_COMMAND": command}, json.dumps(netconf).encode(), program=program)
-        )
-    assert error["code"] == code
-    assert f"{netconf['socket']} gave no answer in 1 s" in error["msg"]
+        impatient = run.variant(tmp_path, TIME_LIMIT=1)
+
+        def ask(command: str) -> dict[str, object]:
+            return error_of(impatient({**ENVIRONMENT, "CNI_COMMAND": command}, json.dumps(netconf).encode()))
+
+        with ThreadPoolExecutor(len(codes)) as pool:  # all wait at once
+            errors = dict(zip(codes, pool.map(ask, codes), strict=True))
+    assert {command: error["code"] for command, error in errors.items()} == codes
+    for error in errors.values():
+        assert f"{netconf['socket']} gave no answer in 1 s" in error["msg"]
     assert not Path(netconf["spool"]).exists()
 
 
-def test_full_backlog_is_waited_for(tmp_path: Path, netconf) -> None:
+def test_full_backlog_is_waited_for(run, tmp_path: Path, netconf) -> None:
     """Many pods start together: that connect() finds no room does not mean that nobody listens."""
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
         listener.bind(netconf["socket"])
         listener.listen(0)
         other.connect(netconf["socket"])
-        error = error_of(
-            run(ENVIRONMENT, json.dumps(netconf).encode(), program=variant(tmp_path, TIME_LIMIT=1))
-        )
+        impatient = run.variant(tmp_path, TIME_LIMIT=1)
+        error = error_of(impatient(ENVIRONMENT, json.dumps(netconf).encode()))
     assert "gave no answer in 1 s" in error["msg"]
 
 
@@ -384,7 +342,7 @@ def test_full_backlog_is_waited_for(tmp_path: Path, netconf) -> None:
 
 
 @pytest.mark.parametrize("version", [*SUPPORTED_VERSIONS, "0.1.0", "9.9.9", 'odd "version" \ud800'])
-def test_version(version: str) -> None:
+def test_version(run, version: str) -> None:
     # podman's request: dummy variables, and nothing but the version on standard input.
     environment = {"CNI_COMMAND": "VERSION", "CNI_NETNS": "dummy", "CNI_IFNAME": "dummy", "CNI_PATH": "dummy"}
     done = run(environment, json.dumps({"cniVersion": version}).encode())
@@ -396,7 +354,7 @@ def test_version(version: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"cniVersion": ""}', b'{"cniVersion": 1}'])
-def test_version_asked_for_without_one(data: bytes) -> None:
+def test_version_asked_for_without_one(run, data: bytes) -> None:
     done = run({"CNI_COMMAND": "VERSION"}, data)
     assert json.loads(done.stdout)["cniVersion"] == SUPPORTED_VERSIONS[-1]
 
@@ -407,19 +365,19 @@ def test_version_asked_for_without_one(data: bytes) -> None:
     [b"nonsense", b"[]", b"{", b"{} {}", b'{"a": NaN}', b"\xff", b"[" * 100_000, b'{"a":' * 50_000],
     ids=lambda data: repr(data[:12]),
 )
-def test_malformed_input(command: str, data: bytes) -> None:
+def test_malformed_input(run, command: str, data: bytes) -> None:
     error = error_of(run({**ENVIRONMENT, "CNI_COMMAND": command}, data))
     assert (error["cniVersion"], error["code"]) == (SUPPORTED_VERSIONS[-1], 6)
     assert "no JSON object" in error["msg"]
 
 
 @pytest.mark.parametrize("command", sorted(set(Command) - {"VERSION"}))
-def test_empty_input(command: str) -> None:
+def test_empty_input(run, command: str) -> None:
     assert error_of(run({**ENVIRONMENT, "CNI_COMMAND": command}, b""))["code"] == 6
 
 
 @pytest.mark.parametrize("command", ["DEL", "VERSION"])
-def test_oversize_input(command: str) -> None:
+def test_oversize_input(run, command: str) -> None:
     error = error_of(run({**ENVIRONMENT, "CNI_COMMAND": command}, b"{" + b" " * plugin.MAX_INPUT + b"}"))
     assert error["code"] == 6
     assert str(plugin.MAX_INPUT) in error["msg"]
@@ -428,7 +386,7 @@ def test_oversize_input(command: str) -> None:
 @pytest.mark.parametrize(
     "environment", [{}, {"CNI_COMMAND": ""}, {"CNI_COMMAND": "add"}, {"CNI_COMMAND": "X\udcff"}]
 )
-def test_unknown_command(netconf, environment) -> None:
+def test_unknown_command(run, netconf, environment) -> None:
     error = error_of(run(environment, json.dumps(netconf).encode()))
     assert (error["cniVersion"], error["code"]) == ("1.0.0", 4)
     assert "CNI_COMMAND" in error["msg"]
@@ -438,7 +396,7 @@ def test_unknown_command(netconf, environment) -> None:
 @pytest.mark.parametrize("key", ["socket", "spool"])
 @pytest.mark.parametrize("value", [None, 1, "", "relative/path", "/a\u0000b", "/\ud800"])
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_socket_and_spool_are_absolute_paths(netconf, command: str, key: str, value: object) -> None:
+def test_socket_and_spool_are_absolute_paths(run, netconf, command: str, key: str, value: object) -> None:
     error = error_of(
         run({**ENVIRONMENT, "CNI_COMMAND": command}, json.dumps(netconf | {key: value}).encode())
     )
@@ -451,34 +409,33 @@ def test_defaults_are_those_of_the_settings() -> None:
     assert str(Config().spool) == plugin.DEFAULT_SPOOL
 
 
-def test_defaults_are_used(tmp_path: Path, netconf) -> None:
+def test_defaults_are_used(run, tmp_path: Path, netconf) -> None:
     data = json.dumps({"cniVersion": "1.0.0", "name": "terway"}).encode()
-    program = variant(tmp_path, DEFAULT_SOCKET=netconf["socket"], DEFAULT_SPOOL=netconf["spool"])
-    assert netconf["socket"] in error_of(run(ENVIRONMENT, data, program=program))["msg"]
-    run({**ENVIRONMENT, "CNI_COMMAND": "DEL"}, data, program=program)
+    run = run.variant(tmp_path, DEFAULT_SOCKET=netconf["socket"], DEFAULT_SPOOL=netconf["spool"])
+    assert netconf["socket"] in error_of(run(ENVIRONMENT, data))["msg"]
+    run({**ENVIRONMENT, "CNI_COMMAND": "DEL"}, data)
     assert len(spooled(netconf)) == 1
 
 
-def test_closed_standard_input() -> None:
-    command = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-IS", PLUGIN]
+def test_closed_standard_input(run) -> None:
+    command = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *run.argv]
     done = subprocess.run(command, env=ENVIRONMENT, stdout=-1, stderr=-1, timeout=60)
     assert error_of(done)["code"] == 5
     assert done.stderr == b""
 
 
-def test_defect_is_reported_as_an_error(tmp_path: Path, netconf) -> None:
-    program = variant(tmp_path, COMMANDS=None)
-    error = error_of(run(ENVIRONMENT, json.dumps(netconf).encode(), program=program))
+def test_defect_is_reported_as_an_error(python, tmp_path: Path, netconf) -> None:
+    error = error_of(python.variant(tmp_path, COMMANDS=None)(ENVIRONMENT, json.dumps(netconf).encode()))
     assert (error["cniVersion"], error["code"]) == ("1.0.0", 999)
     assert "TypeError" in error["msg"]
 
 
-def test_console_script_is_the_same_program() -> None:
+def test_console_script_is_the_same_program(python) -> None:
     command = [sys.executable, "-c", "import sys; from terway_core.cni.plugin import main; sys.exit(main())"]
     done = subprocess.run(command, env={"CNI_COMMAND": "VERSION"}, input=b"", capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
-        run({"CNI_COMMAND": "VERSION"}, b"").stdout,
+        python({"CNI_COMMAND": "VERSION"}, b"").stdout,
         b"",
     )
 
@@ -537,34 +494,3 @@ def test_python_without_the_accelerator(daemon, netconf) -> None:
     status, modules, output = loaded(ENVIRONMENT, data, setup="sys.modules['_json'] = None")
     assert (status, output) == ("0", RESULT)
     assert "json" in modules
-
-
-# ---- anything at all --------------------------------------------------------------------------------------
-
-no_nul = st.binary(max_size=20).map(lambda value: value.replace(b"\0", b""))
-near_json = st.dictionaries(
-    st.sampled_from(["cniVersion", "name", "socket", "spool", "x"]),
-    st.none() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.booleans(), max_size=2),
-    max_size=3,
-)
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    environment=st.dictionaries(st.sampled_from(sorted(ENVIRONMENT)), no_nul),
-    command=st.sampled_from([*Command, None]),
-    data=st.binary(max_size=60) | near_json.map(lambda value: json.dumps(value).encode()),
-)
-def test_any_input_gets_a_cni_answer(tmp_path: Path, environment, command, data: bytes) -> None:
-    program = variant(tmp_path, DEFAULT_SOCKET=f"{tmp_path}/no.sock", DEFAULT_SPOOL=f"{tmp_path}/spool")
-    variables = {os.fsencode(name): value for name, value in environment.items()}
-    if command is not None:
-        variables[b"CNI_COMMAND"] = command.encode()
-    done = run(variables, data, program=program)
-    if done.returncode == 0 and not done.stdout:
-        assert command == "DEL"
-    else:
-        answer = json.loads(done.stdout)
-        assert isinstance(answer["cniVersion"], str)
-        assert ("supportedVersions" in answer) == (done.returncode == 0)
-        assert answer.get("code") in (None, 4, 5, 6, 7, 11, 50)

@@ -73,6 +73,6 @@ def test_configure_sends_the_level_and_above_to_standard_error(capsys):
 @pytest.mark.usefixtures("logging_as_before")
 def test_debug_is_about_terway_and_not_about_every_packet(capsys):
     logs.configure("debug")
-    logging.getLogger("pyroute2").debug("a message")
+    logging.getLogger("asyncio").debug("a message")
     logging.getLogger("terway_core").debug("a step")
     assert [json.loads(line)["msg"] for line in capsys.readouterr().err.splitlines()] == ["a step"]

@@ -158,7 +158,7 @@ def test_writers_that_wait_share_one_commit(store):
     release = held_up(store)
     with ThreadPoolExecutor(32) as pool:
         writes = [pool.submit(store.write, add_address(f"10.0.0.{i}")) for i in range(32)]
-        while store._queue.qsize() < 32:
+        while len(store._line) < 32:
             threading.Event().wait(0.001)
         del statements[:]
         release()
@@ -194,7 +194,7 @@ def one_batch(store, changes):
         writes = []
         for number, change in enumerate(changes, 1):
             writes.append(pool.submit(store.write, change))
-            while store._queue.qsize() < number:
+            while len(store._line) < number:
                 threading.Event().wait(0.001)
         release()
         return [write.exception() or write.result() for write in writes]

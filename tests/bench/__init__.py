@@ -1,0 +1,1 @@
+"""How fast it is, beside the Go plugins of containernetworking-plugins in the same run: ``make bench``."""
