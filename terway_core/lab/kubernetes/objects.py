@@ -45,9 +45,12 @@ def _core(plural: str, kind: str) -> Resource:
     return Resource(group="", version="v1", plural=plural, kind=kind)
 
 
-def _rbac(plural: str, kind: str) -> Resource:
-    group = "rbac.authorization.k8s.io"
-    return Resource(group=group, version="v1", plural=plural, kind=kind, namespaced=False)
+def _grouped(group: str, plural: str, kind: str, *, namespaced: bool = False) -> Resource:
+    return Resource(group=group, version="v1", plural=plural, kind=kind, namespaced=namespaced)
+
+
+_RBAC: Final = "rbac.authorization.k8s.io"
+_ADMISSION: Final = "admissionregistration.k8s.io"
 
 
 #: Kinds that are there from the beginning, and whether they have a status of its own.
@@ -58,15 +61,19 @@ BUILT_IN: Final[dict[Resource, bool]] = {
     _core("services", "Service"): True,
     _core("configmaps", "ConfigMap"): False,
     _core("serviceaccounts", "ServiceAccount"): False,
-    _rbac("clusterroles", "ClusterRole"): False,
-    _rbac("clusterrolebindings", "ClusterRoleBinding"): False,
+    _grouped(_RBAC, "clusterroles", "ClusterRole"): False,
+    _grouped(_RBAC, "clusterrolebindings", "ClusterRoleBinding"): False,
+    _grouped(_RBAC, "roles", "Role", namespaced=True): False,
+    _grouped(_RBAC, "rolebindings", "RoleBinding", namespaced=True): False,
+    _grouped(_ADMISSION, "mutatingwebhookconfigurations", "MutatingWebhookConfiguration"): False,
+    _grouped(_ADMISSION, "validatingwebhookconfigurations", "ValidatingWebhookConfiguration"): False,
     SECRETS: False,
     EVENTS: False,
     LEASES: False,
     ACCESS_REVIEWS: False,
     CRDS: True,
-    Resource(group="apps", version="v1", plural="statefulsets", kind="StatefulSet"): True,
-    Resource(group="apps", version="v1", plural="deployments", kind="Deployment"): True,
+    _grouped("apps", "statefulsets", "StatefulSet", namespaced=True): True,
+    _grouped("apps", "deployments", "Deployment", namespaced=True): True,
 }
 
 
