@@ -77,7 +77,7 @@ class World:
         self.networkings = NetworkingKeeper(self.client, self.vswitches, self.told, self.clock)
         self.keeper = PodEniKeeper(
             client=self.client,
-            pods=TrunkPods(self.client, lambda key, wants: None),
+            pods=TrunkPods(self.client, lambda old, new: None),
             members=self.members,
             vswitches=self.vswitches,
             events=self.told,

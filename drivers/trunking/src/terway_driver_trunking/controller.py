@@ -22,7 +22,7 @@ from terway_driver_trunking.certificates import Certificates, hosts_of
 from terway_driver_trunking.members import Members
 from terway_driver_trunking.networking import NetworkingKeeper
 from terway_driver_trunking.podeni import PodEniKeeper, concerns
-from terway_driver_trunking.pods import TrunkPods
+from terway_driver_trunking.pods import TrunkPod, TrunkPods, trunk_pod
 from terway_driver_trunking.queue import KeyQueue
 from terway_driver_trunking.strays import Strays
 from terway_driver_trunking.vswitches import VSwitches
@@ -110,9 +110,13 @@ class Controller:
             client, PODNETWORKINGS, on_change=lambda old, new: networking_queue.add(_name(old, new)[1])
         )
 
-        def pod_changed(key: tuple[str, str], wants: bool) -> None:
-            if wants or podenis.get(key[1], key[0]):
-                queue.add(key)
+        def pod_changed(old: Object | None, new: Object | None) -> None:
+            namespace, name = _name(old, new)
+            found = [pod for obj in (old, new) if obj and (pod := trunk_pod(obj))]
+            if any(pod.networking for pod in found) or podenis.get(name, namespace):
+                queue.add((namespace, name))
+            elif new and found and not old:
+                self._tell_if_missed(new, found[0], events)
 
         def podeni_changed(old: Object | None, new: Object | None) -> None:
             if concerns(old, new):
@@ -141,6 +145,19 @@ class Controller:
             for informer in (networkings, podenis, pods.informer):
                 informer.stop()
             events.stop()
+
+    def _tell_if_missed(self, obj: Object, pod: TrunkPod, events: Events) -> None:
+        """A new pod that the webhook would have selected, had the API server reached it."""
+        if pod.node or not self.reviewer.ready:
+            return
+        networking = self.reviewer.select(obj, pod.namespace)
+        # One that was made before the PodNetworking was Ready was not missed.
+        if networking and obj["metadata"]["creationTimestamp"] > networking["status"].get("updateAt", "~"):
+            message = (
+                f"PodNetworking {networking['metadata']['name']} selects this pod, but the webhook was not "
+                "asked when it was made; delete it, so that another one is made"
+            )
+            events.tell(pod.reference, "PodNetworkingMissed", message, warning=True)
 
 
 def serve(config: Config, settings: Settings) -> None:

@@ -71,20 +71,17 @@ class Members:
 
         :raises CloudError: codes ``EXHAUSTED_VSWITCH``, ``ENI_QUOTA``, and others.
         """
-        tags = {**self.tags, **self.ours, OWNER_TAG: wanted.owner}
-        wish = [wanted.vswitch_id, list(wanted.security_group_ids), wanted.outlives, self.ipv6, tags]
-        return ecs.create_network_interface(
-            self.cloud,
-            vswitch_id=wanted.vswitch_id,
-            security_group_ids=wanted.security_group_ids,
-            tags=tags,
-            # Of all that is asked for: the service refuses a token that comes with other parameters.
-            client_token=str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(wish, sort_keys=True))),
-            name=wanted.name[:128],
-            description="made by terway; do not delete",
-            ipv6_count=int(self.ipv6),
-            delete_on_release=not wanted.outlives,
-        )
+        params: dict[str, Any] = {
+            "vswitch_id": wanted.vswitch_id,
+            "security_group_ids": list(wanted.security_group_ids),
+            "tags": {**self.tags, **self.ours, OWNER_TAG: wanted.owner},
+            "name": wanted.name[:128],
+            "ipv6_count": int(self.ipv6),
+            "delete_on_release": not wanted.outlives,
+        }
+        # Of all that is asked for: the service refuses a token that comes with other parameters.
+        token = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(params, sort_keys=True))
+        return ecs.create_network_interface(self.cloud, client_token=str(token), **params)
 
     def find(self, owner: str, eni_id: str = "") -> list[NetworkInterface]:
         """The ENIs of a PodENI: those that carry its UID, and the one it names if that is ours."""

@@ -11,6 +11,7 @@ from terway_core.kube import PODS, Informer, KubeClient
 from terway_driver_trunking.api import IGNORE, POD_ENI, POD_NETWORKING, Object
 
 _KEPT: Final = (POD_ENI, POD_NETWORKING)
+_METADATA: Final = ("namespace", "name", "uid", "resourceVersion", "creationTimestamp", "labels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,14 +45,12 @@ class TrunkPod:
 class TrunkPods:
     """Knows from a watch which pods there are; that one is gone it hears from the API server itself.
 
-    :param on_change: called with namespace and name of a pod that came, changed or went, and whether it
-        needs, or needed, an ENI.
+    :param on_change: as that of an Informer.
     """
 
-    def __init__(self, client: KubeClient, on_change: Callable[[tuple[str, str], bool], None]) -> None:
+    def __init__(self, client: KubeClient, on_change: Callable[[Object | None, Object | None], None]) -> None:
         self._client = client
-        self._tell = on_change
-        self.informer = Informer(client, PODS, slim=_slim, on_change=self._changed)
+        self.informer = Informer(client, PODS, slim=_slim, on_change=on_change)
 
     def get(self, namespace: str, name: str) -> TrunkPod | None:
         """The pod; None: there is none, it has ended, or it has its node's network.
@@ -65,11 +64,6 @@ class TrunkPods:
             except KubeNotFound:
                 return None
         return trunk_pod(obj)
-
-    def _changed(self, old: Object | None, new: Object | None) -> None:
-        found = [pod for obj in (old, new) if obj and (pod := trunk_pod(obj))]
-        if found:
-            self._tell((found[0].namespace, found[0].name), any(pod.networking for pod in found))
 
 
 def trunk_pod(obj: Mapping[str, Any]) -> TrunkPod | None:
@@ -98,12 +92,10 @@ def is_stateful(metadata: Mapping[str, Any]) -> bool:
 def _slim(obj: Object) -> Object:
     metadata = obj["metadata"]
     annotations = metadata.get("annotations") or {}
-    labels = metadata.get("labels") or {}
     return {
         "metadata": {
-            **{name: metadata[name] for name in ("namespace", "name", "uid", "resourceVersion")},
+            **{name: metadata[name] for name in _METADATA if name in metadata},
             "annotations": {name: annotations[name] for name in _KEPT if name in annotations},
-            "labels": {IGNORE: labels[IGNORE]} if IGNORE in labels else {},
             "ownerReferences": [{"kind": "StatefulSet"}] if is_stateful(metadata) else [],
         },
         "spec": {name: obj["spec"][name] for name in ("nodeName", "hostNetwork") if name in obj["spec"]},

@@ -69,6 +69,15 @@ class Reviewer:
             "response": {"uid": request["uid"], **response},
         }
 
+    def select(self, pod: Object, namespace: str) -> Object | None:
+        """The PodNetworking of a pod that is about to be made.
+
+        :raises KubeError: the API server does not tell about the namespace.
+        """
+        found = self._namespaces.get(namespace) or self._client.get(NAMESPACES, namespace)
+        labels = found["metadata"].get("labels") or {}
+        return admission.select(pod, labels, self._networkings.items())
+
     def _validate(self, networking: Object) -> Object:
         problems = admission.problems_of(networking["spec"])
         return _refuse("; ".join(problems)) if problems else {"allowed": True}
@@ -76,9 +85,7 @@ class Reviewer:
     def _mutate(self, pod: Object, namespace: str) -> Object:
         if not (self._networkings.wait_synced(FIRST_LIST) and self._namespaces.wait_synced(FIRST_LIST)):
             raise RetryLater("the PodNetworkings are not known yet")
-        found = self._namespaces.get(namespace) or self._client.get(NAMESPACES, namespace)
-        labels = found["metadata"].get("labels") or {}
-        networking = admission.select(pod, labels, self._networkings.items())
+        networking = self.select(pod, namespace)
         if networking is None:
             named = (pod["metadata"].get("annotations") or {}).get(POD_NETWORKING)
             if named:  # else whoever makes pods could choose security groups
@@ -117,7 +124,7 @@ class WebhookServer:
         self._server = _Server((address, port), Handler)
         self._threads = [
             threading.Thread(target=self._keep_certificate, name="certificate", daemon=True),
-            threading.Thread(target=self._server.serve_forever, name="webhook", daemon=True),
+            threading.Thread(target=self._server.serve_forever, args=(0.1,), name="webhook", daemon=True),
         ]
 
     @property
