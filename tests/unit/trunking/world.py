@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from terway_driver_trunking import crds
 from terway_driver_trunking.api import POD_ENI, POD_NETWORKING, PODENIS, PODNETWORKINGS
+from terway_driver_trunking.keeper import PodEniKeeper
 from terway_driver_trunking.members import Members
 from terway_driver_trunking.networking import NetworkingKeeper
-from terway_driver_trunking.podeni import PodEniKeeper
 from terway_driver_trunking.pods import TrunkPods
 from terway_driver_trunking.vswitches import VSwitches
 
 from terway_core.errors import KubeNotFound, RetryLater
-from terway_core.kube import PODS, KubeClient
+from terway_core.kube import PODS
 from terway_core.kube.resources import Resource
 from terway_core.lab.api import Instance, NetworkInterface, Region
 from terway_core.testing.fakes import FakeClock
+from tests.e2e.kube_apiserver import RealApiServer
 from tests.unit.kube_server import ApiServer
 from tests.unit.served_region import ServedRegion
 
@@ -54,15 +55,13 @@ class Told:
 class World:
     """``look`` does what one control plane does for a pod; :meth:`restart` is another one."""
 
-    def __init__(self, api: ApiServer, region: ServedRegion) -> None:
+    def __init__(self, api: ApiServer | RealApiServer, region: ServedRegion) -> None:
         self.api = api
         self.region = region
         self.clock = FakeClock(1_700_000_000.0)
         self.told = Told()
         self.ipv6 = False
         self.admin = api.client()
-        for manifest in crds.manifests():
-            self.admin.create(CRDS, manifest)
         self.trunks: dict[str, str] = {}
         self._add_node("node-1", region.node)
         self._add_node("node-2", region.far)
@@ -155,7 +154,7 @@ class World:
         return self.api.add_pod(name, node, annotations=annotations, ownerReferences=owners)
 
     def remove_pod(self, name: str = "db-0") -> None:
-        self.admin.delete(PODS, name, "default")
+        self.admin.delete(PODS, name, "default", grace_seconds=0)
 
     def podeni(self, name: str = "db-0") -> Object | None:
         try:
@@ -213,7 +212,10 @@ def region_with_trunks() -> ServedRegion:
 @contextmanager
 def running_world(folder: Path) -> Iterator[World]:
     with ApiServer(folder).running() as api, region_with_trunks().served() as region:
+        with closing(api.client()) as admin:
+            for manifest in crds.manifests():
+                admin.create(CRDS, manifest)
         yield World(api, region)
 
 
-__all__ = ["KubeClient", "Killed", "World", "running_world"]
+__all__ = ["CRDS", "Killed", "World", "region_with_trunks", "running_world"]

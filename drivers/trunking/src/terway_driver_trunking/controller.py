@@ -19,9 +19,9 @@ from terway_core.kube import Election, Informer, KubeClient
 from terway_core.kube.events import Events
 from terway_driver_trunking.api import PODENIS, PODNETWORKINGS, Object
 from terway_driver_trunking.certificates import Certificates, hosts_of
+from terway_driver_trunking.keeper import PodEniKeeper, concerns
 from terway_driver_trunking.members import Members
 from terway_driver_trunking.networking import NetworkingKeeper
-from terway_driver_trunking.podeni import PodEniKeeper, concerns
 from terway_driver_trunking.pods import TrunkPod, TrunkPods, trunk_pod
 from terway_driver_trunking.queue import KeyQueue
 from terway_driver_trunking.strays import Strays
