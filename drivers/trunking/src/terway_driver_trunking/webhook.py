@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 import ssl
-import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any, Final
 
 from terway_core.errors import KubeError, KubeNotFound, RetryLater
@@ -162,10 +161,11 @@ class WebhookServer:
                     self._load(pair)
 
     def _load(self, pair: Pair) -> None:
-        # The ssl module reads files only.
-        with tempfile.NamedTemporaryFile(prefix="terway-webhook-") as file:
-            Path(file.name).write_bytes(pair.key + pair.certificate)
-            self._context.load_cert_chain(file.name)
+        # The ssl module reads files only; this one is in memory, and no other process has it.
+        with open(os.memfd_create("certificate"), "wb") as file:
+            file.write(pair.key + pair.certificate)
+            file.flush()
+            self._context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
         self._served = pair
         log.info("certificate is served")
 
