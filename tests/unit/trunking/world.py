@@ -22,7 +22,6 @@ from terway_core.kube import PODS
 from terway_core.kube.resources import Resource
 from terway_core.lab.api import Instance, NetworkInterface, Region
 from terway_core.testing.fakes import FakeClock
-from tests.e2e.kube_apiserver import RealApiServer
 from tests.unit.kube_server import ApiServer
 from tests.unit.served_region import ServedRegion
 
@@ -53,9 +52,12 @@ class Told:
 
 
 class World:
-    """``look`` does what one control plane does for a pod; :meth:`restart` is another one."""
+    """``look`` does what one control plane does for a pod; :meth:`restart` is another one.
 
-    def __init__(self, api: ApiServer | RealApiServer, region: ServedRegion) -> None:
+    :param api: an ApiServer, or what can do the same with a real one.
+    """
+
+    def __init__(self, api: Any, region: ServedRegion) -> None:
         self.api = api
         self.region = region
         self.clock = FakeClock(1_700_000_000.0)
