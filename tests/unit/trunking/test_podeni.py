@@ -4,8 +4,10 @@ import itertools
 
 import pytest
 from terway_driver_trunking.api import PODENIS, TRUNK_ON
+from terway_driver_trunking.keeper import POLL_FIRST, POLL_LAST, STUCK_AFTER, TOLD_AFTER
 
 from terway_core.kube import NODES, PODS
+from terway_core.lab.api import InjectedFault
 
 POD_UID = "k8s.aliyun.com/pod-uid"
 
@@ -160,14 +162,45 @@ def test_an_eni_that_somebody_deleted_is_replaced(world):
     world.add_networking()
     world.region.behaviour.attach_delay = 3600
     world.add_pod()
-    while world.look() != 1.0:
-        pass
+    assert world.look() == POLL_FIRST
     (eni,) = world.members_of()
     world.region.region.drop_interface(eni)
     world.region.behaviour.attach_delay = 0
     assert world.settle()["status"]["phase"] == "Bind"
     (second,) = world.members_of()
     assert second.network_interface_id != eni.network_interface_id
+
+
+def test_an_eni_that_does_not_come(world):
+    """It is looked at less and less often, and somebody is told."""
+    world.add_networking()
+    world.region.behaviour.attach_delay = 3600
+    world.add_pod()
+    assert world.look() == POLL_FIRST
+    world.clock.advance(10)
+    assert world.look() == 5
+    world.clock.advance(TOLD_AFTER - 10)
+    assert world.look() == POLL_LAST
+    world.clock.advance(1)
+    assert "has been Attaching for 61 s" in world.refused()
+    assert "61 s" in world.podeni()["status"]["msg"]
+    assert world.attachments() == 1
+
+
+@pytest.mark.parametrize("action", ["DetachNetworkInterface", "DeleteNetworkInterface"])
+def test_an_eni_that_sticks_is_asked_again(world, action):
+    world.add_networking()
+    world.add_pod()
+    world.settle()
+    world.region.behaviour.faults.append(InjectedFault(kind="stuck", action=action, times=1))
+    world.remove_pod()
+    for _ in range(10):
+        world.look()
+    assert world.region.codes(action) == [""]
+    world.clock.advance(STUCK_AFTER + 1)
+    assert world.settle() is None
+    assert world.region.codes(action) == ["", ""]
+    assert world.members_of() == []
 
 
 def test_why_a_pod_waits(world):

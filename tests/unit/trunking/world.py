@@ -11,7 +11,7 @@ from typing import Any
 
 from terway_driver_trunking import crds
 from terway_driver_trunking.api import POD_ENI, POD_NETWORKING, PODENIS, PODNETWORKINGS
-from terway_driver_trunking.keeper import PodEniKeeper
+from terway_driver_trunking.keeper import POLL_LAST, PodEniKeeper
 from terway_driver_trunking.members import Members
 from terway_driver_trunking.networking import NetworkingKeeper
 from terway_driver_trunking.pods import TrunkPods
@@ -173,7 +173,7 @@ class World:
         """Look until nothing is left to do, or only time must pass; the PodENI then."""
         for _ in range(200):
             delay = self.look(name)
-            if delay is None or delay > 5:
+            if delay is None or delay > POLL_LAST:
                 return self.podeni(name)
             time.sleep(min(delay, 0.005))
         raise AssertionError("it never came to rest")

@@ -42,8 +42,11 @@ from terway_driver_trunking.vswitches import VSwitches
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at an ENI that is on its way; members take one to three.
-POLL: Final = 1.0
+#: Seconds between two looks at an ENI that is on its way, from the first to the last; members take one to
+#: three.
+POLL_FIRST, POLL_LAST = 0.5, 10.0
+#: Seconds after which it counts as stuck, and after which people are told.
+STUCK_AFTER, TOLD_AFTER = 30.0, 60.0
 #: The longest time in which an address that is kept is not looked at (seconds): clocks may leap.
 LOOK: Final = 600.0
 
@@ -70,6 +73,8 @@ class PodEniKeeper:
         self._vswitches = vswitches
         self._events = events
         self._clock = clock
+        #: Since when an object has been in its phase, as far as this process knows.
+        self._since: dict[tuple[str, str], tuple[str, str, float]] = {}
 
     def look(self, key: tuple[str, str]) -> float | None:
         """One step, or several, for the pod of this namespace and name; the seconds until the next, None
@@ -88,7 +93,10 @@ class PodEniKeeper:
                 if pod is None or not pod.node or not pod.networking:
                     return None
                 podeni = self._create(pod)
-            return self._step(podeni, pod)
+            delay = self._step(podeni, pod)
+            if delay is None:
+                self._since.pop(key, None)
+            return delay
         except KubeError:
             raise
         except RetryLater as error:
@@ -180,8 +188,9 @@ class PodEniKeeper:
             podeni = self._write_status(
                 podeni, phase="Binding", instanceID=trunk.instance_id, trunkENIID=trunk.eni_id
             )
+        age = self._age(podeni)
         if not self._members.attach(eni, trunk):
-            return POLL
+            return _poll(age, eni)
         member = {"id": eni.eni_id, "type": "Member", "vid": eni.device_index, "status": "Bind"}
         self._write_status(
             podeni,
@@ -239,8 +248,9 @@ class PodEniKeeper:
             eni = self._members.get(eni_id)
             if eni is None:
                 return self._lost(podeni, None)
-            if not self._members.detach(eni):
-                return POLL
+            age = self._age(podeni)
+            if not self._members.detach(eni, stuck=age > STUCK_AFTER):
+                return _poll(age, eni)
         self._write_status(podeni, phase="Unbind", msg=None, instanceID=None, trunkENIID=None, eniInfos=None)
         return 0
 
@@ -289,10 +299,11 @@ class PodEniKeeper:
         metadata = podeni["metadata"]
         eni_id = allocation(podeni).get("eni", {}).get("id", "")
         enis = self._members.find(metadata["uid"], eni_id)
+        age = self._age(podeni)
         for eni in enis:
-            self._members.delete(eni)
+            self._members.delete(eni, stuck=age > STUCK_AFTER)
         if enis:
-            return POLL
+            return _poll(age, enis[0])
         kept = [one for one in metadata.get("finalizers") or () if one != FINALIZER]
         self._write(podeni, {"metadata": {"finalizers": kept}})
         return 0  # a pod of that name may wait
@@ -320,6 +331,15 @@ class PodEniKeeper:
     def _write_allocation(self, podeni: Object, **fields: Any) -> Object:
         return self._write(podeni, {"spec": {"allocations": [{**allocation(podeni), **fields}]}})
 
+    def _age(self, podeni: Object) -> float:
+        """Seconds for which it has been in its phase."""
+        metadata = podeni["metadata"]
+        key, state = (metadata["namespace"], metadata["name"]), (metadata["uid"], phase(podeni))
+        known = self._since.get(key)
+        if known is None or known[:2] != state:
+            known = self._since[key] = (*state, self._clock())
+        return self._clock() - known[2]
+
     def _complain(self, podeni: Object | None, pod: TrunkPod | None, error: RetryLater) -> None:
         if pod:
             self._events.tell(pod.reference, "AllocENIFailed", str(error), warning=True)
@@ -338,6 +358,18 @@ class PodEniKeeper:
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _poll(age: float, eni: NetworkInterface) -> float:
+    """How long to wait for an ENI on its way: longer for what takes longer.
+
+    :raises RetryLater: so long that somebody should know.
+    """
+    if age > TOLD_AFTER:
+        raise RetryLater(
+            f"{eni.eni_id} has been {eni.status} for {age:.0f} s; the cloud may be slow, or it sticks"
+        )
+    return min(POLL_LAST, max(POLL_FIRST, age / 2))
 
 
 def _name(podeni: Object) -> str:

@@ -123,17 +123,20 @@ class Members:
                     raise
         return False
 
-    def detach(self, eni: NetworkInterface) -> bool:
-        """One step towards ``Available``; True when it is."""
-        if eni.status == "InUse":
+    def detach(self, eni: NetworkInterface, *, stuck: bool = False) -> bool:
+        """One step towards ``Available``; True when it is.
+
+        :param stuck: it has been on its way for long: ask once more, as the API's documentation advises.
+        """
+        if eni.status == "InUse" or (stuck and eni.status == "Detaching"):
             ecs.detach_network_interface(
                 self.cloud, eni.eni_id, eni.instance_id, trunk_eni_id=eni.trunk_eni_id
             )
         return eni.status == "Available"
 
-    def delete(self, eni: NetworkInterface) -> None:
+    def delete(self, eni: NetworkInterface, *, stuck: bool = False) -> None:
         """One step towards being gone."""
-        if self.detach(eni):
+        if self.detach(eni, stuck=stuck) or (stuck and eni.status == "Deleting"):
             ecs.delete_network_interface(self.cloud, eni.eni_id)
 
     def trunk_of(self, node: Mapping[str, Any]) -> Trunk:
