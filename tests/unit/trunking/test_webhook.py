@@ -157,7 +157,7 @@ def test_podnetworkings(webhook):
     networking = webhook.world.add_networking()
     assert webhook.review("/validate", networking) == {"allowed": True}
     networking["spec"]["allocationType"] = {"type": "Fixed"}
-    response = webhook.review("/validate", networking)
+    response = webhook.review("/validate?timeout=5s", networking)
     assert response["allowed"] is False
     assert "TTL or Never" in response["status"]["message"]
 

@@ -202,12 +202,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        if self.path not in ("/mutate", "/validate") or not 0 < length <= LARGEST:
+        path = self.path.partition("?")[0]  # the API server says there how long it will wait
+        if path not in ("/mutate", "/validate") or not 0 < length <= LARGEST:
             self.close_connection = True
             self._send(400, {"problem": "an AdmissionReview is expected at /mutate or /validate"})
             return
         try:
-            answer = self.about.answer(self.path, json.loads(self.rfile.read(length)))
+            answer = self.about.answer(path, json.loads(self.rfile.read(length)))
         except RetryLater as error:  # the failurePolicy says what this means
             log.warning("review not answered", extra={"problem": str(error)})
             self._send(503, {"problem": str(error)})
