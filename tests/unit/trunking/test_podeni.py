@@ -59,7 +59,7 @@ def test_a_pod_gets_an_eni(world):
     uid = podeni["metadata"]["uid"]
     ours = {"creator": "terway-controller", "ack.aliyun.com": "c1", "terway.pod-eni": uid, "team": "net"}
     assert eni.tags == ours
-    assert world.told.reasons == ["SyncPodNetworkingSucceed", "AttachENISucceed"]
+    assert world.told.reasons == ["SyncPodNetworkingSucceed", "AllocENISucceed"]
 
 
 def test_dual_stack(world):

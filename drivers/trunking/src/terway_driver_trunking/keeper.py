@@ -200,7 +200,7 @@ class PodEniKeeper:
             podLastSeen=self._now() if is_fixed(podeni) else None,
         )
         told = f"{eni.eni_id} with {eni.primary_ip} is VLAN {eni.device_index} of {trunk.eni_id}"
-        self._events.tell(pod.reference, "AttachENISucceed", told)
+        self._events.tell(pod.reference, "AllocENISucceed", told)
         return None
 
     def _make(self, podeni: Object, pod: TrunkPod, trunk: Trunk) -> NetworkInterface:
