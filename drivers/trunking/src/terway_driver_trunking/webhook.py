@@ -25,8 +25,8 @@ LARGEST: Final = 8 << 20
 SILENCE: Final = 30.0
 #: Seconds between two looks at the certificate, and until a failed one is repeated.
 CERTIFICATE_LOOK, CERTIFICATE_RETRY = 3600.0, 5.0
-#: Seconds that a review waits for the first list of PodNetworkings and namespaces.
-FIRST_LIST: Final = 3.0
+#: Seconds that a review waits for the first list of each kind, and for a PodENI.
+PATIENCE: Final = 1.5
 
 
 class Reviewer:
@@ -82,7 +82,7 @@ class Reviewer:
         return _refuse("; ".join(problems)) if problems else {"allowed": True}
 
     def _mutate(self, pod: Object, namespace: str) -> Object:
-        if not (self._networkings.wait_synced(FIRST_LIST) and self._namespaces.wait_synced(FIRST_LIST)):
+        if not (self._networkings.wait_synced(PATIENCE) and self._namespaces.wait_synced(PATIENCE)):
             raise RetryLater("the PodNetworkings are not known yet")
         networking = self.select(pod, namespace)
         if networking is None:
@@ -96,7 +96,7 @@ class Reviewer:
         def previous() -> Object | None:
             name = pod["metadata"].get("name", "")
             try:
-                return self._client.get(PODENIS, name, namespace, timeout=FIRST_LIST) if name else None
+                return self._client.get(PODENIS, name, namespace, timeout=PATIENCE) if name else None
             except KubeNotFound:
                 return None
 
