@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from terway_core.cli import lab_faults
-from terway_core.cli.common import AsJson, LabFolder, NewLabFolder, print_json, print_table
+from terway_core.cli.common import AsJson, print_json, print_table
+from terway_core.cli.lab_folder import LabFolder, NewLabFolder
 from terway_core.lab.state import (
     DEFAULT_FOLDER,
     DEFAULT_INSTANCE_TYPE,
