@@ -16,7 +16,16 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from terway_core.errors import WiringError
 from terway_core.wiring import netlink, tc
 from terway_core.wiring.netlink import NetlinkSocket
-from terway_core.wiring.objects import MAIN_TABLE, IPAddress, IPInterface, Redirect, Route, Rule
+from terway_core.wiring.objects import (
+    MAIN_TABLE,
+    IPAddress,
+    IPInterface,
+    Redirect,
+    Route,
+    Rule,
+    VlanPop,
+    VlanPush,
+)
 
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _ATTEMPTS: Final = 5
@@ -51,6 +60,7 @@ class Snapshot:
     buckets: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # → rate, burst, limit
     clsacts: set[str] = field(default_factory=set, compare=False)  # they are never taken away
     redirects: set[Redirect] = field(default_factory=set)
+    vlan_filters: set[VlanPush | VlanPop] = field(default_factory=set)
 
     @classmethod
     def take(cls) -> Snapshot:
@@ -62,7 +72,7 @@ class Snapshot:
             try:
                 with IPRoute() as ipr, NetlinkSocket() as sock:
                     snapshot = cls._read(ipr)
-                    snapshot._add_redirects(sock)
+                    snapshot._add_filters(sock)
                     return snapshot
             except NetlinkDumpInterrupted:
                 continue
@@ -155,8 +165,12 @@ class Snapshot:
         burst = parms["buffer"] * TICK_NS * rate // 1_000_000_000
         self.buckets[names[message["index"]]] = (rate, burst, parms["limit"])
 
-    def _add_redirects(self, sock: NetlinkSocket) -> None:
+    def _add_filters(self, sock: NetlinkSocket) -> None:
         names = {link.index: link.name for link in self.links.values()}
         for dev in self.clsacts:
             for dst, to in tc.redirects(sock, self.links[dev].index):
                 self.redirects.add(Redirect(dev=dev, dst=dst, to=names.get(to, "")))
+            for src, vid in tc.vlan_pushes(sock, self.links[dev].index):
+                self.vlan_filters.add(VlanPush(dev=dev, src=src, vid=vid))
+            if tc.has_vlan_pop(sock, self.links[dev].index):
+                self.vlan_filters.add(VlanPop(dev=dev))
