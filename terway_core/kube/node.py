@@ -44,7 +44,7 @@ class NodeKeeper:
     """Keeps the node's object as it should be, from a thread of its own; nobody waits for it.
 
     * ``NetworkUnavailable`` becomes False and the taint goes once :meth:`serve` was called.
-    * Offered resources are in capacity and allocatable.
+    * Offered resources are in capacity and allocatable, annotations in the metadata.
     * Conditions are as their sources say.
 
     Each is a patch of that one thing; whatever others write stays.
@@ -62,6 +62,7 @@ class NodeKeeper:
         self._clock = clock
         self._serving = False
         self._resources: dict[str, Callable[[], int]] = {}
+        self._annotations: dict[str, Callable[[], str]] = {}
         self._conditions: list[Callable[[], Condition | None]] = []
         self._kicked = threading.Event()
         self._stopping = False
@@ -97,6 +98,11 @@ class NodeKeeper:
         the resource as it is.
         """
         self._resources[resource] = amount
+        self._kicked.set()
+
+    def annotate(self, name: str, text: Callable[[], str]) -> None:
+        """Have an annotation on the node, as ``text`` says; asked and refused as in :meth:`offer`."""
+        self._annotations[name] = text
         self._kicked.set()
 
     def report(self, condition: Callable[[], Condition | None]) -> None:
@@ -147,13 +153,29 @@ class NodeKeeper:
 
     def _keep(self) -> None:
         node = self._client.get(NODES, self._name)
+        patch: dict[str, Any] = {}
         if status := self._status(node.get("status", {})):
-            node = self._client.patch(
-                NODES, self._name, {"status": status}, subresource="status", kind="strategic"
-            )
-            log.info("node status", extra={"patch": status})
+            patch["status"] = status
+        if annotations := self._changed_annotations(node["metadata"].get("annotations") or {}):
+            # Whoever may write a node's status may write its annotations with it: no further right is needed.
+            patch["metadata"] = {"annotations": annotations}
+        if patch:
+            node = self._client.patch(NODES, self._name, patch, subresource="status", kind="strategic")
+            log.info("node status", extra={"patch": patch})
         if self._serving and self._taint:
             self._remove_taint(node)
+
+    def _changed_annotations(self, present: Mapping[str, str]) -> dict[str, str]:
+        changed = {}
+        for name, text in list(self._annotations.items()):
+            try:
+                wanted = text()
+            except TerwayError as error:
+                log.info("annotation unknown", extra={"annotation": name, "problem": str(error)})
+                continue
+            if present.get(name) != wanted:
+                changed[name] = wanted
+        return changed
 
     def _status(self, status: Mapping[str, Any]) -> dict[str, Any]:
         patch: dict[str, Any] = {}

@@ -315,13 +315,15 @@ class Objects:
                 "the object has been modified; please apply your changes to the latest version and try again",
             )
         if status:
-            new = {**old, "status": new.get("status", {})}
+            # With a node's status its annotations may be written (nodeStatusStrategy in Kubernetes).
+            changed = new["metadata"] if resource == NODES else old["metadata"]
+            new = {**old, "metadata": changed, "status": new.get("status", {})}
         elif self._kinds[resource]:
             new = {**new, **({"status": old["status"]} if "status" in old else {})}
             if "status" not in old:
                 new.pop("status", None)
         kept = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "generation")
-        metadata = dict(new.get("metadata", {}) if not status else old["metadata"])
+        metadata = dict(new.get("metadata", {}))
         metadata |= {field: old["metadata"][field] for field in kept if field in old["metadata"]}
         if new.get("spec") != old.get("spec"):
             metadata["generation"] = old["metadata"]["generation"] + 1
