@@ -36,7 +36,7 @@ def _pool(spec: Spec) -> dict[str, Any]:
 
 
 #: Modes whose pods get what they have from the pool of ENIs.
-ENI_MODES: Final = frozenset({"eni", "eniip_ipvlan", "eniip_veth"})
+ENI_MODES: Final = frozenset({"eni", "eniip_ipvlan", "eniip_veth", "trunking"})
 
 #: What a mode needs in its section of the configuration on the node with the given number.
 _OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {
