@@ -137,7 +137,7 @@ class NodeKeeper:
         while not self._stopping:
             self._kicked.clear()
             try:
-                self._keep()
+                unknown = self._keep()
             except KubeError as error:
                 self.problem = str(error)
                 log.warning("node not written", extra={"problem": self.problem})
@@ -148,15 +148,20 @@ class NodeKeeper:
                 wait = LOOK
             else:
                 self.problem = ""
-                wait, pause = LOOK, RETRY_FIRST
+                if unknown:  # which may change soon, as a trunk ENI that is just being made
+                    wait, pause = min(pause, LOOK), min(2 * pause, RETRY_LAST)
+                else:
+                    wait, pause = LOOK, RETRY_FIRST
             self._kicked.wait(wait)
 
-    def _keep(self) -> None:
+    def _keep(self) -> bool:
+        """One look; whether a source did not know yet what to say."""
         node = self._client.get(NODES, self._name)
+        unknown: dict[str, str] = {}
         patch: dict[str, Any] = {}
-        if status := self._status(node.get("status", {})):
+        if status := self._status(node.get("status", {}), unknown):
             patch["status"] = status
-        if annotations := self._changed_annotations(node["metadata"].get("annotations") or {}):
+        if annotations := self._changed_annotations(node["metadata"].get("annotations") or {}, unknown):
             # Whoever may write a node's status may write its annotations with it: no further right is needed.
             patch["metadata"] = {"annotations": annotations}
         if patch:
@@ -164,26 +169,29 @@ class NodeKeeper:
             log.info("node status", extra={"patch": patch})
         if self._serving and self._taint:
             self._remove_taint(node)
+        for name, problem in unknown.items():
+            log.info("not told by the node", extra={"what": name, "problem": problem})
+        return bool(unknown)
 
-    def _changed_annotations(self, present: Mapping[str, str]) -> dict[str, str]:
+    def _changed_annotations(self, present: Mapping[str, str], unknown: dict[str, str]) -> dict[str, str]:
         changed = {}
         for name, text in list(self._annotations.items()):
             try:
                 wanted = text()
             except TerwayError as error:
-                log.info("annotation unknown", extra={"annotation": name, "problem": str(error)})
+                unknown[name] = str(error)
                 continue
             if present.get(name) != wanted:
                 changed[name] = wanted
         return changed
 
-    def _status(self, status: Mapping[str, Any]) -> dict[str, Any]:
+    def _status(self, status: Mapping[str, Any], unknown: dict[str, str]) -> dict[str, Any]:
         patch: dict[str, Any] = {}
         for resource, amount in list(self._resources.items()):
             try:
                 text = str(amount())
             except TerwayError as error:
-                log.info("resource unknown", extra={"resource": resource, "problem": str(error)})
+                unknown[resource] = str(error)
                 continue
             for field in ("capacity", "allocatable"):
                 if (status.get(field) or {}).get(resource) != text:
