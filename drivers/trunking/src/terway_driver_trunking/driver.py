@@ -158,6 +158,11 @@ class TrunkingDriver:
         return [problem] if problem else []
 
     @hookimpl
+    def terway_rbac(self) -> list[dict[str, list[str]]]:
+        podenis = [api.PODENIS.plural]
+        return [{"apiGroups": [api.GROUP], "resources": podenis, "verbs": ["list", "watch"]}]
+
+    @hookimpl
     def terway_commands(self) -> typer.Typer:
         from terway_driver_trunking.commands import app  # the daemon has no use for it
 
