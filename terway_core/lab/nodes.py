@@ -43,6 +43,8 @@ _OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {
     "vpc": _vpc_options,
     # User-mode Linux has no nftables, and who plays kube-proxy in a lab can masquerade by other means.
     "eniip_ipvlan": lambda number, spec: {"masquerade": False},
+    # Its control plane may share a slow kernel with everything else.
+    "trunking": lambda number, spec: {"wait": 60},
 }
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from terway_driver_trunking import api
@@ -23,16 +22,16 @@ from terway_core.kube import NODES
 from terway_core.lab.api import Region
 from terway_core.lab.build import down, up
 from terway_core.lab.cluster import Cluster
+from terway_core.lab.control_plane import add_networking
 from terway_core.lab.describe import describe
 from terway_core.lab.ping import ping
-from terway_core.lab.runtime import PluginFailed, Runtime, Sandbox
+from terway_core.lab.runtime import Runtime, Sandbox
 from terway_core.lab.state import Lab, Spec
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.snapshot import Snapshot
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.uml, pytest.mark.timeout(300)]
 
-T = TypeVar("T")
 SPEC = Spec(
     nodes=1,
     drivers=("trunking", "eniip_veth"),
@@ -61,15 +60,9 @@ class World:
         return Region.load(self.lab.region_state)
 
 
-def wait_for(condition: Callable[[], T], *errors: type[Exception]) -> T:
+def wait_for(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 90
-    while True:
-        try:
-            if answer := condition():
-                return answer
-        except errors:
-            if time.monotonic() > deadline:
-                raise
+    while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.3)
 
@@ -88,41 +81,18 @@ def make_group(lab: Lab, name: str) -> str:
     return str(answer["SecurityGroupId"])
 
 
-def make_networking(lab: Lab, name: str, vswitch_id: str, group_id: str) -> None:
-    networking = {
-        "metadata": {"name": name},
-        "spec": {
-            "selector": {"podSelector": {"matchLabels": {"colour": name}}},
-            "vSwitchOptions": [vswitch_id],
-            "securityGroupIDs": [group_id],
-        },
-    }
-
-    def is_ready(client: Any) -> bool:
-        found = client.get(api.PODNETWORKINGS, name)
-        return found.get("status", {}).get("status") == "Ready"
-
-    Cluster(lab).call(lambda client: client.create(api.PODNETWORKINGS, networking))
-    wait_for(lambda: Cluster(lab).call(is_ready))
-
-
-def run_pod(lab: Lab, name: str, networking: str) -> Sandbox:
-    annotations = {api.POD_ENI: "true", api.POD_NETWORKING: networking} if networking else {}
-    # The kubelet too tries again: the trunk may not be there yet.
-    return wait_for(partial(Runtime(lab.nodes[0]).run_pod, name, annotations=annotations), PluginFailed)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Iterator[World]:
     lab = Lab(tmp_path_factory.mktemp("lab"))
     up(lab, SPEC, lambda share, step: None)
     try:
         region = describe(lab)["region"]
-        vswitches = [text.split("=")[0] for text in region["vswitches"]]
-        make_networking(lab, "red", vswitches[0], region["security_group_id"])
-        make_networking(lab, "blue", vswitches[1], make_group(lab, "blue"))
-        colours = {"red": "red", "blue-1": "blue", "blue-2": "blue", "plain": ""}
-        yield World(lab, {name: run_pod(lab, name, colour) for name, colour in colours.items()})
+        first, second = (text.split("=")[0] for text in region["vswitches"][:2])
+        red = add_networking(lab, "red", [first], [region["security_group_id"]])
+        blue = add_networking(lab, "blue", [second], [make_group(lab, "blue")])
+        run_pod = Runtime(lab.nodes[0]).run_pod
+        pods = {"red": red, "blue-1": blue, "blue-2": blue, "plain": {}}
+        yield World(lab, {name: run_pod(name, annotations=found) for name, found in pods.items()})
     finally:
         down(lab)
 
