@@ -10,6 +10,7 @@ from typing import Final
 
 import yaml
 
+from terway_core.errors import KubeNotFound
 from terway_core.kube import NODES, KubeClient, Resource
 from terway_core.lab.cluster import Cluster
 from terway_core.lab.kubernetes.objects import CRDS
@@ -49,7 +50,10 @@ def start(lab: Lab) -> Process:
     if done.returncode:
         raise LabError(f"terway {MODE} crds failed", details=done.stdout + done.stderr)
     manifests = list(yaml.safe_load_all(done.stdout))
-    Cluster(lab).call(lambda client: [client.create(CRDS, manifest) for manifest in manifests])
+    cluster = Cluster(lab)
+    cluster.call(lambda client: [client.create(CRDS, manifest) for manifest in manifests])
+    # A real API server needs a moment until it serves what was defined.
+    _wait(lambda: cluster.call(_serves), f"the API does not serve {PODNETWORKINGS.plural}", lab.region_log)
     node = lab.nodes[0]
     settings = configuration(node, 1, lab.spec)
     settings["kube"] = {"enabled": True, "kubeconfig": str(lab.kubeconfig)}
@@ -94,6 +98,14 @@ def add_networking(
     _wait(lambda: cluster.call(is_ready), f"the PodNetworking {name} does not become Ready", log(lab))
     _wait(lambda: cluster.call(have_trunks), "a node has no trunk ENI", lab.nodes[0].log)
     return {"k8s.aliyun.com/pod-eni": "true", "k8s.aliyun.com/pod-networking": name}
+
+
+def _serves(client: KubeClient) -> bool:
+    try:
+        client.list(PODNETWORKINGS)
+    except KubeNotFound:
+        return False
+    return True
 
 
 def _wait(condition: Callable[[], bool], problem: str, see: Path) -> None:

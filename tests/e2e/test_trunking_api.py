@@ -12,15 +12,20 @@ from typing import Any
 
 import pytest
 import yaml
-from terway_driver_trunking import crds, rbac, webhooks
-from terway_driver_trunking.api import PODENIS, PODNETWORKINGS
+from terway_driver_trunking import TrunkingDriver, crds, rbac, webhooks
+from terway_driver_trunking.api import MEMBER_ENI, NODE, POD_UID, PODENIS, PODNETWORKINGS, TRUNK_ON
 from terway_driver_trunking.controller import Controller, Settings
+from terway_driver_trunking.podenis import PodEnis
 
 from terway_core.config import Config, PoolConfig
 from terway_core.errors import KubeError
-from terway_core.kube import PODS, KubeClient
+from terway_core.kube import NODES, PODS, KubeClient
+from terway_core.kube.cluster import Cluster
+from terway_core.kube.rbac import NAME as ROLE
+from terway_core.kube.rbac import manifests as role_manifests
 from terway_core.kube.resources import Resource
 from terway_core.lab.kubernetes import real
+from terway_core.types import Pod
 from tests.e2e.kube_apiserver import RealApiServer, running
 from tests.unit.kube_server import wait_for
 from tests.unit.trunking.world import CRDS, World, region_with_trunks
@@ -79,7 +84,7 @@ def api(tmp_path_factory) -> Iterator[RealApiServer]:
     programs = real.find()
     if programs is None:
         pytest.skip(f"no kube-apiserver and etcd in {real.DEFAULT_ASSETS} or ${real.ENV_ASSETS}")
-    with running(programs, tmp_path_factory.mktemp("apiserver"), webhooks.NAME) as api:
+    with running(programs, tmp_path_factory.mktemp("apiserver"), webhooks.NAME, ROLE) as api:
         client = api.client()
         for manifest in crds.manifests():
             client.create(CRDS, manifest)
@@ -312,3 +317,43 @@ def wait_for_selection(world: World, client: KubeClient) -> dict[str, Any]:
         return None
 
     return wait_for(selected)
+
+
+# -- the node's side ----------------------------------------------------------------------------------------
+
+
+def test_a_node_has_the_rights_that_it_needs(api, client):
+    """With the role that is printed for the driver it tells of its trunk and hears of its PodENIs."""
+    config = Config(node_name="node-7", kube=api.config_of(ROLE))
+    for manifest in role_manifests(config.kube, TrunkingDriver().terway_rbac()):
+        client.create(KINDS[manifest["kind"]], manifest, manifest["metadata"].get("namespace", ""))
+    api.add_node("node-7")
+    cluster = Cluster(config)
+    podenis = PodEnis(cluster.client, "node-7")
+    pod = Pod(namespace="default", name="cart", uid="u1")
+    podeni = {
+        "metadata": {"name": "cart", "labels": {NODE: "node-7"}, "annotations": {POD_UID: "u1"}},
+        "spec": {"allocations": [{"eni": {"id": "eni-1"}, "ipv4": "192.168.1.7", "interface": "eth0"}]},
+    }
+    bound = {
+        "phase": "Bind",
+        "trunkENIID": "eni-trunk",
+        "eniInfos": {"eni-1": {"id": "eni-1", "type": "Member", "vid": 7, "status": "Bind"}},
+    }
+    cluster.node.annotate(TRUNK_ON, lambda: "eni-trunk")
+    cluster.node.offer(MEMBER_ENI, lambda: 32)
+    cluster.node.start()
+    podenis.start()
+    try:
+        client.create(PODENIS, podeni, "default")
+        client.patch(PODENIS, "cart", {"status": bound}, "default", subresource="status")
+        assert podenis.member(pod, "eth0", "eni-trunk", timeout=30).vid == 7
+        node = wait_for(lambda: (found := client.get(NODES, "node-7"))["status"].get("capacity") and found)
+        assert node["metadata"]["annotations"][TRUNK_ON] == "eni-trunk"
+        assert node["status"]["allocatable"] == {MEMBER_ENI: "32"}
+        assert cluster.node.problem == ""
+    finally:
+        podenis.stop()
+        cluster.node.stop()
+        cluster.client.close()
+        client.delete(PODENIS, "cart", "default")
