@@ -43,6 +43,7 @@ def test_what_a_bound_podeni_has(podeni):
         (lambda podeni: podeni["status"]["eniInfos"].clear(), "does not tell the VLAN"),
         (lambda podeni: podeni["spec"]["allocations"][0].update(interface="net1"), "no ENI for .* eth0"),
         (lambda podeni: podeni["spec"]["allocations"][0].update(ipv4="x"), "is wrong: 'x'"),
+        (lambda podeni: next(iter(podeni["status"]["eniInfos"].values())).update(vid="x"), "is wrong: .*'x'"),
     ],
 )
 def test_why_a_pod_cannot_have_it_yet(podeni, change, why):

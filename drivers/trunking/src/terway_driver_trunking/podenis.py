@@ -95,6 +95,6 @@ def _member(allocation: Mapping[str, Any], status: Mapping[str, Any]) -> Member 
         return f"its PodENI does not tell the VLAN of {eni_id or 'its ENI'}"
     try:
         addresses = tuple(ip_address(text) for name in ("ipv4", "ipv6") if (text := allocation.get(name)))
+        return Member(eni_id, int(vid), addresses)
     except ValueError as error:
         return f"its PodENI is wrong: {error}"
-    return Member(eni_id, int(vid), addresses)
