@@ -76,3 +76,8 @@ def terway_conflist(  # type: ignore[empty-body]
 ) -> dict[str, Any]:
     """Optional: add chained plugins to the conflist that ``terway cni install`` writes. Comes at any time,
     also before ``terway_start``."""
+
+
+@hookspec(firstresult=True)
+def terway_rbac() -> list[dict[str, list[str]]]:  # type: ignore[empty-body]
+    """Optional: what the driver asks of the Kubernetes API on a node, as rules of a ClusterRole."""

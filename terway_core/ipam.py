@@ -1,4 +1,4 @@
-"""Addresses out of a CIDR, kept in the journal's ``addresses`` table.
+"""Who owns which address, kept in the journal's ``addresses`` table.
 
 A pool knows three kinds of address: owned, resting (given back, not yet to be used again, because somebody
 may still send to its last owner), and free. Only the first two have rows.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, ip_address
 from itertools import chain
@@ -16,51 +17,18 @@ from terway_core.errors import NoAddress
 from terway_core.store import Store
 from terway_core.types import IPAddress, IPNetwork
 
-__all__ = ["AddressPool"]
+__all__ = ["AddressPool", "GivenAddresses"]
 
 
-class AddressPool:
-    """The addresses of ``cidr``, each with at most one owner.
+class _OwnedAddresses(ABC):
+    """Addresses in the table, each with at most one owner."""
 
-    The network address is never given out, nor the IPv4 broadcast address.
-
-    :param name: the pool's name in the store; two pools of one name would share rows.
-    :param rest: seconds before an address that was given back is used again; survives a restart.
-    :param clock: seconds since the epoch. When it jumps back, an address rests at most ``rest`` from now.
-    :param reserve: addresses of the CIDR that belong to somebody else.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        name: str,
-        cidr: IPNetwork,
-        *,
-        rest: float,
-        clock: Callable[[], float],
-        reserve: Iterable[IPAddress] = (),
-    ) -> None:
+    def __init__(self, store: Store, name: str, *, rest: float, clock: Callable[[], float]) -> None:
         self.name = name
-        self.cidr = cidr
         self._store = store
         self._rest = rest
         self._clock = clock
-        self._reserved = {int(address) - int(cidr.network_address) for address in reserve if address in cidr}
-        self._first = 1 if cidr.prefixlen < cidr.max_prefixlen - 1 else 0
-        broadcast = isinstance(cidr, IPv4Network) and self._first
-        self._end = cidr.num_addresses - (1 if broadcast else 0)
-        self._next = self._first
         store.write(self._adopt)
-
-    def allocate(self, owner: str) -> IPAddress:
-        """An address for ``owner``; the same one as long as it is not released.
-
-        :raises NoAddress: every address is owned or rests.
-        """
-        found = self._store.write(lambda db: self._allocate(db, owner))
-        if isinstance(found, NoAddress):
-            raise found  # only now: raised in the transaction it would undo what that did about the clock
-        return found
 
     def release(self, owner: str) -> bool:
         """Give back what ``owner`` has. False when it has nothing."""
@@ -113,6 +81,64 @@ class AddressPool:
             ).fetchall()
         return {owner: ip_address(address) for owner, address in rows}
 
+    @abstractmethod
+    def _is_ours(self, address: IPAddress, driver: str) -> bool:
+        """Whether an address that an attachment of ``driver`` leases is one of these."""
+
+    def _adopt(self, db: sqlite3.Connection) -> None:
+        """Addresses in the leases of attachments count as owned, also when the table has lost their rows."""
+        rows = db.execute(
+            "SELECT network, container_id, ifname, driver, lease FROM attachments WHERE lease IS NOT NULL"
+        )
+        for network, container_id, ifname, driver, lease in rows.fetchall():
+            for address in _leased(lease):
+                if self._is_ours(address, driver):
+                    db.execute(
+                        "INSERT INTO addresses (pool, address, owner) VALUES (?, ?, ?) "
+                        "ON CONFLICT DO UPDATE SET owner=excluded.owner WHERE owner IS NULL",
+                        (self.name, str(address), f"{network}/{container_id}/{ifname}"),
+                    )
+
+
+class AddressPool(_OwnedAddresses):
+    """The addresses of ``cidr``, each with at most one owner.
+
+    The network address is never given out, nor the IPv4 broadcast address.
+
+    :param name: the pool's name in the store; two pools of one name would share rows.
+    :param rest: seconds before an address that was given back is used again; survives a restart.
+    :param clock: seconds since the epoch. When it jumps back, an address rests at most ``rest`` from now.
+    :param reserve: addresses of the CIDR that belong to somebody else.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        cidr: IPNetwork,
+        *,
+        rest: float,
+        clock: Callable[[], float],
+        reserve: Iterable[IPAddress] = (),
+    ) -> None:
+        self.cidr = cidr
+        self._reserved = {int(address) - int(cidr.network_address) for address in reserve if address in cidr}
+        self._first = 1 if cidr.prefixlen < cidr.max_prefixlen - 1 else 0
+        broadcast = isinstance(cidr, IPv4Network) and self._first
+        self._end = cidr.num_addresses - (1 if broadcast else 0)
+        self._next = self._first
+        super().__init__(store, name, rest=rest, clock=clock)
+
+    def allocate(self, owner: str) -> IPAddress:
+        """An address for ``owner``; the same one as long as it is not released.
+
+        :raises NoAddress: every address is owned or rests.
+        """
+        found = self._store.write(lambda db: self._allocate(db, owner))
+        if isinstance(found, NoAddress):
+            raise found  # only now: raised in the transaction it would undo what that did about the clock
+        return found
+
     def _allocate(self, db: sqlite3.Connection, owner: str) -> IPAddress | NoAddress:
         row = db.execute(
             "SELECT address FROM addresses WHERE pool=? AND owner=?", (self.name, owner)
@@ -157,19 +183,43 @@ class AddressPool:
                 return offset
         return None
 
-    def _adopt(self, db: sqlite3.Connection) -> None:
-        """Addresses in the leases of attachments count as owned, also when the table has lost their rows."""
-        rows = db.execute(
-            "SELECT network, container_id, ifname, lease FROM attachments WHERE lease IS NOT NULL"
-        )
-        for network, container_id, ifname, lease in rows.fetchall():
-            for address in _leased(lease):
-                if address.version == self.cidr.version and address in self.cidr:
-                    db.execute(
-                        "INSERT INTO addresses (pool, address, owner) VALUES (?, ?, ?) "
-                        "ON CONFLICT DO UPDATE SET owner=excluded.owner WHERE owner IS NULL",
-                        (self.name, str(address), f"{network}/{container_id}/{ifname}"),
-                    )
+    def _is_ours(self, address: IPAddress, driver: str) -> bool:
+        return address.version == self.cidr.version and address in self.cidr
+
+
+class GivenAddresses(_OwnedAddresses):
+    """Addresses that somebody else chooses for an attachment. They do not rest.
+
+    :param mode: the driver whose attachments have them; also their name in the store.
+    """
+
+    def __init__(self, store: Store, mode: str, *, clock: Callable[[], float]) -> None:
+        super().__init__(store, mode, rest=0.0, clock=clock)
+
+    def take(self, owner: str, addresses: Iterable[IPAddress]) -> None:
+        """Make them ``owner``'s.
+
+        :raises NoAddress: one is still somebody else's; nothing has changed.
+        """
+        wanted = [str(address) for address in addresses]
+
+        def change(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM addresses WHERE pool=? AND owner IS NULL", (self.name,))
+            for address in wanted:
+                row = db.execute(
+                    "SELECT owner FROM addresses WHERE pool=? AND address=?", (self.name, address)
+                ).fetchone()
+                if row and row[0] != owner:
+                    raise NoAddress(f"address {address} is still that of {row[0]}, which is being taken down")
+                db.execute(
+                    "INSERT OR IGNORE INTO addresses (pool, address, owner) VALUES (?, ?, ?)",
+                    (self.name, address, owner),
+                )
+
+        self._store.write(change)
+
+    def _is_ours(self, address: IPAddress, driver: str) -> bool:
+        return driver == self.name
 
 
 def _leased(lease: str) -> list[IPAddress]:

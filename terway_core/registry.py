@@ -199,6 +199,11 @@ class Drivers:
         answers = self._call(mode, "terway_conflist", list, conflist=conflist, options=options)
         return _checked(mode, "terway_conflist", answers[0], dict) if answers else conflist
 
+    def rbac(self, mode: str) -> list[dict[str, list[str]]]:
+        """``terway_rbac``; a driver without it asks nothing of the Kubernetes API."""
+        rules = self._optional(mode, "terway_rbac", list) or []
+        return [_checked(mode, "terway_rbac", rule, dict) for rule in rules]
+
     def _call(self, mode: str, hook: str, want: type[_T], **arguments: object) -> _T:
         return _checked(mode, hook, self._ask(mode, hook, arguments), want)
 

@@ -188,7 +188,7 @@ class Services:
     node: Node
     store: Store
     cloud: Cloud
-    eni_pool: Callable[[Literal["shared", "exclusive"]], Pool]
+    eni_pool: Callable[[Literal["shared", "exclusive", "trunk"]], Pool]
     kube: Cluster | None = None
     clock: Callable[[], float]
 

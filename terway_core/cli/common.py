@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from terway_core.lab.state import ENV_FOLDER, Lab
-
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file.", show_default=False)]
-
-
-def _where_the_lab_runs(folder: Path) -> Path:
-    """A lab with a kernel of its own has its sockets and namespaces there, so commands run there."""
-    lab = Lab(folder)
-    if lab.kernel_dir.exists():
-        from terway_core.lab.kernel import machine
-        from terway_core.lab.nodes import executable
-
-        if found := machine(lab):
-            raise typer.Exit(found.run([executable(), *sys.argv[1:]]))
-    return folder
-
-
-def _lab_folder(callback: Callable[[Path], Path] | None) -> Any:
-    return typer.Option("--dir", envvar=ENV_FOLDER, help="The folder of the lab's state.", callback=callback)
-
-
-#: Of a lab that is there, and of one that comes or goes.
-LabFolder = Annotated[Path, _lab_folder(_where_the_lab_runs)]
-NewLabFolder = Annotated[Path, _lab_folder(None)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

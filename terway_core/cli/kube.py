@@ -17,8 +17,11 @@ app = typer.Typer(no_args_is_help=True, help="What a Kubernetes cluster needs fo
 def kube_rbac(config: ConfigFile = None) -> None:
     """Print the least that the daemon's service account must be allowed to do, for `kubectl apply -f -`."""
     from terway_core.kube.rbac import manifests
+    from terway_core.registry import Drivers
 
-    typer.echo(yaml.safe_dump_all(manifests(load_config(config).kube), sort_keys=False), nl=False)
+    settings, drivers = load_config(config), Drivers.installed()
+    of_drivers = [rule for mode in settings.drivers for rule in drivers.rbac(mode)]
+    typer.echo(yaml.safe_dump_all(manifests(settings.kube, of_drivers), sort_keys=False), nl=False)
 
 
 @app.callback()

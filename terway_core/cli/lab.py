@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from terway_core.cli import lab_faults
-from terway_core.cli.common import AsJson, LabFolder, NewLabFolder, print_json, print_table
+from terway_core.cli.common import AsJson, print_json, print_table
+from terway_core.cli.lab_folder import LabFolder, NewLabFolder
 from terway_core.lab.state import (
     DEFAULT_FOLDER,
     DEFAULT_INSTANCE_TYPE,
@@ -193,16 +194,16 @@ def lab_demo(
     Exit code 1: a packet did not come back, or a node's kernel is not what its journal says.
     """
     from terway_core.lab import uml
-    from terway_core.lab.demo import NODES, run_demo, run_demo_inside
+    from terway_core.lab.demo import run_demo, run_demo_inside, spec_of
     from terway_core.lab.kernel import choose
 
-    specs = [_spec(NODES, mode, ip_stack, instance_type) for mode in _modes(drivers) or _installed_modes()]
+    specs = [spec_of(mode, ip_stack, instance_type) for mode in _modes(drivers) or _installed_modes()]
     places = [choose(kernel, spec) for spec in specs]
     results: dict[str, DemoResult] = {}
     with ExitStack() as stack:
         machine: uml.Machine | None = None
         for spec, place in zip(specs, places, strict=True):
-            (mode,) = spec.drivers
+            mode = spec.drivers[0]
             with _progress(f"{mode}: ") as show:
                 if place == "host":
                     results[mode] = run_demo(Lab(folder), spec, show)

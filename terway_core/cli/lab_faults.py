@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from terway_core.cli.common import AsJson, LabFolder, print_json, print_table
+from terway_core.cli.common import AsJson, print_json, print_table
+from terway_core.cli.lab_folder import LabFolder
 from terway_core.lab.state import DEFAULT_FOLDER, Lab, LabError
 
 if TYPE_CHECKING:

@@ -188,8 +188,11 @@ def _kubernetes(config: Config) -> list[Problem]:
     if not config.kube.enabled:
         return []
     from terway_core.kube.check import examine
+    from terway_core.registry import Drivers
 
-    return examine(config)
+    drivers = Drivers.installed()
+    usable = {info.mode for info in drivers.infos if not info.problem} & set(config.drivers)
+    return examine(config, [rule for mode in sorted(usable) for rule in drivers.rbac(mode)])
 
 
 #: What libcni loads from the configuration folder.

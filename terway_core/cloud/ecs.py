@@ -103,11 +103,13 @@ def create_network_interface(
     ipv6_count: int = 0,
     ipv4_prefix_count: int = 0,
     type: Literal["Secondary", "Trunk"] = "Secondary",
+    delete_on_release: bool = True,
 ) -> NetworkInterface:
     """A new ENI, ``Available``, its tags already on it.
 
     :param ipv4_count: addresses besides the primary one, up to 49; not together with prefixes.
     :param ipv4_prefix_count: /28 blocks, up to 10.
+    :param delete_on_release: whether it goes with the instance that it is attached to then.
     :raises CloudError: codes ``EXHAUSTED_VSWITCH``, ``ENI_QUOTA``, and others.
     """
     answer = cloud.call(
@@ -122,6 +124,7 @@ def create_network_interface(
             "SecondaryPrivateIpAddressCount": ipv4_count or None,
             "Ipv6AddressCount": ipv6_count or None,
             "Ipv4PrefixCount": ipv4_prefix_count or None,
+            "DeleteOnRelease": None if delete_on_release else False,
             "Tag": _tags(tags),
             "ClientToken": client_token,
         },

@@ -13,6 +13,7 @@ from terway_core.config import Config
 _NEEDS: Final[dict[str, frozenset[Feature]]] = {
     "vpc": frozenset(),
     "eni": frozenset({"enis"}),
+    "trunking": frozenset({"enis"}),  # of the control plane, too
     "eniip_veth": frozenset({"enis", "addresses"}),
     "eniip_ipvlan": frozenset({"enis", "addresses"}),
 }

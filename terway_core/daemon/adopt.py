@@ -10,14 +10,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 
 from terway_core.daemon.adopt_children import children, shared_by
 from terway_core.store import Record, State, Store
 from terway_core.types import Attachment, AttachmentKey, Lease, Wiring
 from terway_core.wiring.inspect import HostState
 from terway_core.wiring.netlink import OURS
-from terway_core.wiring.objects import Address, Ipvlan, Neighbor, Route, Rule, Veth, WiringObject, describe
+from terway_core.wiring.objects import (
+    Address,
+    Ipvlan,
+    Neighbor,
+    Route,
+    Rule,
+    Veth,
+    VlanPop,
+    VlanPush,
+    WiringObject,
+    describe,
+)
 from terway_core.wiring.snapshot import Link
 
 log = logging.getLogger(__name__)
@@ -37,15 +48,17 @@ def adopt(store: Store, state: HostState, now: float) -> None:
         for driver, key in [parsed]
         if key not in known
     ]
-    ours: list[Route | Rule] = [
+    ours: list[Route | Rule | VlanPush] = [
         *(route for route, protocol in state.snapshot.routes.items() if protocol == OURS),
         *(rule for rule, protocol in state.snapshot.rules.items() if protocol == OURS),
+        *(obj for obj in state.snapshot.vlan_filters if isinstance(obj, VlanPush)),
     ]
     records = [_record(state, ours, driver, key, link, now) for driver, key, link in lost]
     records += (record for record in children(state, _parse_owner, now) if record.key not in known)
     own = {obj for record in records if record.wiring for obj in record.wiring.host}
     pod_links = set(state.owned_links())
     shared: list[WiringObject] = [*shared_by(records, state), *sorted(state.masquerades, key=describe)]
+    shared += (obj for obj in state.snapshot.vlan_filters if isinstance(obj, VlanPop))
     shared += (obj for obj in ours if obj not in own and getattr(obj, "dev", "") not in pod_links)
     # With the last address of a link the kernel takes all routes of it.
     links = {obj.name if isinstance(obj, Ipvlan) else getattr(obj, "dev", "") for obj in shared}
@@ -72,7 +85,12 @@ def _parse_owner(owner: str) -> tuple[str, AttachmentKey] | None:
 
 
 def _record(
-    state: HostState, ours: list[Route | Rule], driver: str, key: AttachmentKey, link: Link, now: float
+    state: HostState,
+    ours: list[Route | Rule | VlanPush],
+    driver: str,
+    key: AttachmentKey,
+    link: Link,
+    now: float,
 ) -> Record:
     neighbors = [
         Neighbor(dev=dev, address=address, mac=mac)
@@ -89,13 +107,14 @@ def _record(
     routes = [obj for obj in ours if isinstance(obj, Route) and obj.dev == link.name]
     addresses = [route.dst for route in routes if _is_host(route)]
     rules = [obj for obj in ours if isinstance(obj, Rule) and {obj.src, obj.dst} & {*addresses}]
+    pushes = [obj for obj in ours if isinstance(obj, VlanPush) and ip_network(obj.src) in addresses]
     return Record(
         attachment=Attachment(network=key.network, container_id=key.container_id, ifname=key.ifname),
         driver=driver,
         state=State.READY,
         created=now,
         lease=Lease(addresses=tuple(ip_interface(str(address)) for address in addresses)),
-        wiring=Wiring(host=(veth, *neighbors, *routes, *rules)),
+        wiring=Wiring(host=(veth, *neighbors, *routes, *rules, *pushes)),
         problem="taken in from the kernel; the journal did not know it",
     )
 

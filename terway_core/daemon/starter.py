@@ -114,7 +114,7 @@ class Starter:
         log.info("driver started", extra={"driver": mode})
         return ""
 
-    def _start_pool(self, use: Literal["shared", "exclusive"]) -> Pool:
+    def _start_pool(self, use: Literal["shared", "exclusive", "trunk"]) -> Pool:
         from terway_core.eni.pool import Pool  # not every node has ENIs to manage
 
         if self.pool is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from ipaddress import ip_address, ip_network
 
 from pydantic import TypeAdapter
@@ -129,8 +129,9 @@ class Ledger:
 
     def limits(self, instance_type: str) -> Limits | None:
         """What the API said of the instance type the last time it was asked."""
-        found = self._fact(f"limits {instance_type}")
-        return Limits(**json.loads(found)) if found else None
+        found = json.loads(self._fact(f"limits {instance_type}") or "{}")
+        # An older version has not asked for everything.
+        return Limits(**found) if found.keys() == {field.name for field in fields(Limits)} else None
 
     def remember_limits(self, limits: Limits) -> None:
         """Keep them for a start at which the API does not answer."""

@@ -101,6 +101,7 @@ class Machine:
             ipv4_count=0 if self._prefix_mode else eni.ipv4,
             ipv4_prefix_count=eni.ipv4 if self._prefix_mode else 0,
             ipv6_count=eni.ipv6,
+            type="Trunk" if eni.use == "trunk" else "Secondary",
         )
         return Moved(self.to(replace(eni, eni_id=made.eni_id, mac=made.mac), EniState.ATTACHING))
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from terway_core.types import IPAddress, IPNetwork
 
-Use: TypeAlias = Literal["shared", "exclusive"]
+Use: TypeAlias = Literal["shared", "exclusive", "trunk"]
 Family: TypeAlias = Literal[4, 6]
 
 
@@ -33,7 +33,8 @@ class Eni:
     """One ENI of this node.
 
     :param token: what we know it by before it has an id; also the ClientToken and a tag of its creation.
-    :param use: ``shared``: pods get its addresses; ``exclusive``: one pod gets the ENI.
+    :param use: ``shared``: pods get its addresses; ``exclusive``: one pod gets it; ``trunk``: others' ENIs
+        are its members.
     :param ipv4: secondary addresses, or prefixes, asked for at its creation; a call that is made again must
         ask for the same. ``ipv6`` likewise.
     :param since: when it came into its state, in seconds since the epoch.
@@ -104,12 +105,14 @@ class Limits:
 
     :param enis: ENIs besides the primary one.
     :param ipv4: IPv4 addresses of one ENI, its primary included; a prefix counts as one.
+    :param members: ENIs on a trunk; 0 if it takes no trunk.
     """
 
     instance_type: str
     enis: int
     ipv4: int
     ipv6: int
+    members: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

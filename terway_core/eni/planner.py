@@ -179,12 +179,16 @@ class Planner:
             ipv4 = min(count - 1, MOST_AT_BIRTH)
         return ipv4, count if 6 in self.families else 0
 
-    def can_create(self, view: View) -> int:
-        """ENIs that the instance, and the settings, still have place for."""
+    def can_create(self, view: View, use: Use = "shared") -> int:
+        """ENIs that the instance, and the settings, still have place for. One is kept for the trunk ENI."""
         # One that is being deleted is off the instance.
-        ours = sum(eni.state is not EniState.DELETING for eni in view.enis.values())
+        ours = [eni for eni in view.enis.values() if eni.state is not EniState.DELETING]
         most = view.limits.enis - view.foreign_enis
-        return max(0, min(most, self.max_enis or most) - ours)
+        places = min(most, self.max_enis or most) - len(ours)
+        lacks_trunk = "trunk" in view.uses and not any(eni.use == "trunk" for eni in ours)
+        if use == "trunk":
+            return int(lacks_trunk and places > 0)
+        return max(0, places - lacks_trunk)
 
     def has_room(self, view: View) -> bool:
         """Whether ENIs that pods share may have more addresses."""
@@ -209,7 +213,10 @@ class Planner:
     def _supply(self, view: View) -> Iterator[Operation]:
         vswitches = [v for v in view.vswitches if v not in view.exhausted]
         vswitches.sort(key=lambda vswitch: vswitch in view.scarce)
-        can_create = self.can_create(view) if vswitches and view.now >= view.create_from else 0
+        can_make = bool(vswitches) and view.now >= view.create_from
+        if can_make and self.can_create(view, "trunk"):
+            yield NewEni("trunk", vswitches[0], 1)
+        can_create = self.can_create(view) if can_make else 0
         own = [eni for eni in view.enis.values() if eni.use == "exclusive" and self._serves(eni)]
         lacking = view.waiting_enis + self._warm_enis(view)
         lacking -= sum(

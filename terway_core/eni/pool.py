@@ -84,11 +84,16 @@ class Pool:
 
         :param threaded: False leaves the planning to calls of :meth:`step`.
         :raises CloudError: what the cloud has must be known and is not.
-        :raises InvalidConfig: the settings name no vSwitch that serves this node.
+        :raises InvalidConfig: the settings name no vSwitch that serves this node, or its type takes no trunk.
         """
         with self._starting:
             if self._supplier is None:
                 self._connect()
+            if use == "trunk" and not (limits := self._started().limits).members:
+                raise InvalidConfig(
+                    f"instance type {limits.instance_type} takes no trunk ENI; "
+                    "take one that does, or leave the driver out of `drivers` on this node"
+                )
             self._uses |= {use}
             if self._thread is None and threaded:
                 self._thread = threading.Thread(target=self._loop, name="eni pool", daemon=True)
@@ -148,6 +153,7 @@ class Pool:
                 enis=found.eni_quantity - 1,
                 ipv4=found.ipv4_per_eni,
                 ipv6=found.ipv6_per_eni,
+                members=found.eni_total_quantity - found.eni_quantity if found.trunk_supported else 0,
             )
             self._ledger.remember_limits(limits)
         if limits.enis < 1:
@@ -196,6 +202,26 @@ class Pool:
                 self._reconciler.check_links()
             raise RetryLater(f"the host has no link with MAC address {eni.mac}, that of {eni.eni_id}")
         return link
+
+    def trunk(self) -> Eni:
+        """The trunk ENI.
+
+        :raises RetryLater: it is not attached; the message names the cause.
+        """
+        supplier = self._started()
+        with self._rows.changed:
+            for eni in self._rows.enis.values():
+                if eni.use == "trunk" and eni.state is EniState.READY:
+                    return eni
+        raise RetryLater(self._why(supplier, "trunk"))
+
+    def members(self) -> int:
+        """How many ENIs the trunk ENI takes; 0 while there is none."""
+        try:
+            self.trunk()
+        except RetryLater:
+            return 0
+        return self._started().limits.members
 
     def release(self, owner: str) -> bool:
         """Give back what ``owner`` has; it rests. False when it has nothing."""

@@ -17,11 +17,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import Final
+from typing import Final, get_args
 
 from terway_core.cloud import Cloud, ecs, vpc
 from terway_core.eni.machine import addresses_of
-from terway_core.eni.model import TOKEN_TAG, USE_TAG, Eni, EniAddress, EniState, Tags
+from terway_core.eni.model import TOKEN_TAG, USE_TAG, Eni, EniAddress, EniState, Tags, Use
 from terway_core.eni.rows import Rows
 from terway_core.types import IPAddress
 
@@ -145,7 +145,7 @@ class Reconciler:
             return
         eni = Eni(
             token=token,
-            use="exclusive" if found.tags.get(USE_TAG) == "exclusive" else "shared",
+            use=next((use for use in get_args(Use) if use == found.tags.get(USE_TAG)), "shared"),
             state=EniState.READY,
             vswitch_id=found.vswitch_id,
             security_group_ids=found.security_group_ids,

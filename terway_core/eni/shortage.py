@@ -31,7 +31,7 @@ def is_short(view: View, planner: Planner, use: Use, within: float) -> bool:
         free = any(planner.free(view, eni.token) for eni in ready)
     if free or may_end(view, use, within):
         return False
-    to_be_had = planner.can_create(view) > 0 or (use == "shared" and planner.has_room(view))
+    to_be_had = planner.can_create(view, use) > 0 or (use == "shared" and planner.has_room(view))
     return view.holds.calling or not to_be_had or set(view.vswitches) <= view.exhausted
 
 
@@ -46,7 +46,8 @@ def explain(view: View, planner: Planner, use: Use, last_error: str) -> str:
             f"vSwitch {', '.join(sorted(view.exhausted))} has no free address; "
             "add a vSwitch of this zone to pool.vswitch_ids"
         )
-    if planner.can_create(view) < 1 and not (use == "shared" and planner.has_room(view)):
+    has_trunk = use == "trunk" and any(eni.use == "trunk" for eni in view.enis.values())
+    if not (planner.can_create(view, use) or (use == "shared" and planner.has_room(view)) or has_trunk):
         each = f"{limits.ipv4} IPv4" + (f" and {limits.ipv6} IPv6" if 6 in planner.families else "")
         foreign = f", {view.foreign_enis} of them not terway's" if view.foreign_enis else ""
         if 0 < planner.max_enis < limits.enis - view.foreign_enis:
@@ -58,5 +59,7 @@ def explain(view: View, planner: Planner, use: Use, last_error: str) -> str:
             )
     if last_error:
         causes.append(f"the last refusal was: {last_error}")
-    what = "address" if use == "shared" else "ENI"
-    return f"no {what} is free: " + ("; ".join(causes) or "none came free")
+    what = {"shared": "address is free", "exclusive": "ENI is free", "trunk": "trunk ENI is attached"}[use]
+    return f"no {what}: " + (
+        "; ".join(causes) or ("it is on its way" if use == "trunk" else "none came free")
+    )

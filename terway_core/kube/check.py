@@ -9,7 +9,7 @@ from terway_core.config import Config
 from terway_core.errors import InvalidConfig, KubeError, KubeNotFound
 from terway_core.kube.client import KubeClient
 from terway_core.kube.pods import is_same, needs_network, pods_of
-from terway_core.kube.rbac import rules
+from terway_core.kube.rbac import Rule, rules
 from terway_core.kube.resources import ACCESS_REVIEWS, NODES, PODS
 from terway_core.store import Record, State
 from terway_core.types import Problem
@@ -37,18 +37,21 @@ def audit_pods(config: Config, records: Iterable[Record]) -> list[str]:
     return lines
 
 
-def examine(config: Config) -> list[Problem]:
-    """What keeps the daemon from working with the cluster."""
+def examine(config: Config, of_drivers: Iterable[Rule] = ()) -> list[Problem]:
+    """What keeps the daemon from working with the cluster.
+
+    :param of_drivers: what the configured drivers need (``terway_rbac``).
+    """
     try:
         client = KubeClient(config.kube)
     except InvalidConfig as error:
         remedy = "set kube.kubeconfig, or run as a pod with a service account"
         return [Problem(summary=str(error), remedy=remedy)]
     with closing(client):
-        return list(_examine(config, client))
+        return list(_examine(config, client, of_drivers))
 
 
-def _examine(config: Config, client: KubeClient) -> Iterator[Problem]:
+def _examine(config: Config, client: KubeClient, of_drivers: Iterable[Rule]) -> Iterator[Problem]:
     try:
         client.get(NODES, config.node_name)
     except KubeNotFound:
@@ -59,10 +62,15 @@ def _examine(config: Config, client: KubeClient) -> Iterator[Problem]:
         remedy = "see that the API server runs, is reached from here, and accepts the credentials"
         yield Problem(summary=str(error), remedy=remedy)
         return
-    for rule in rules(config.kube):
+    for rule in rules(config.kube, of_drivers):
         for verb in rule["verbs"]:
             resource, _, subresource = rule["resources"][0].partition("/")
-            wanted = {"verb": verb, "resource": resource, "subresource": subresource}
+            wanted = {
+                "group": rule["apiGroups"][0],
+                "verb": verb,
+                "resource": resource,
+                "subresource": subresource,
+            }
             try:
                 answer = client.create(ACCESS_REVIEWS, {"spec": {"resourceAttributes": wanted}})
             except KubeError as error:

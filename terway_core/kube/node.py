@@ -44,7 +44,7 @@ class NodeKeeper:
     """Keeps the node's object as it should be, from a thread of its own; nobody waits for it.
 
     * ``NetworkUnavailable`` becomes False and the taint goes once :meth:`serve` was called.
-    * Offered resources are in capacity and allocatable.
+    * Offered resources are in capacity and allocatable, annotations in the metadata.
     * Conditions are as their sources say.
 
     Each is a patch of that one thing; whatever others write stays.
@@ -62,6 +62,7 @@ class NodeKeeper:
         self._clock = clock
         self._serving = False
         self._resources: dict[str, Callable[[], int]] = {}
+        self._annotations: dict[str, Callable[[], str]] = {}
         self._conditions: list[Callable[[], Condition | None]] = []
         self._kicked = threading.Event()
         self._stopping = False
@@ -99,6 +100,11 @@ class NodeKeeper:
         self._resources[resource] = amount
         self._kicked.set()
 
+    def annotate(self, name: str, text: Callable[[], str]) -> None:
+        """Have an annotation on the node, as ``text`` says; asked and refused as in :meth:`offer`."""
+        self._annotations[name] = text
+        self._kicked.set()
+
     def report(self, condition: Callable[[], Condition | None]) -> None:
         """Have a condition in the node's status, as its source says; None: no such condition now."""
         self._conditions.append(condition)
@@ -131,7 +137,7 @@ class NodeKeeper:
         while not self._stopping:
             self._kicked.clear()
             try:
-                self._keep()
+                unknown = self._keep()
             except KubeError as error:
                 self.problem = str(error)
                 log.warning("node not written", extra={"problem": self.problem})
@@ -142,26 +148,50 @@ class NodeKeeper:
                 wait = LOOK
             else:
                 self.problem = ""
-                wait, pause = LOOK, RETRY_FIRST
+                if unknown:  # which may change soon, as a trunk ENI that is just being made
+                    wait, pause = min(pause, LOOK), min(2 * pause, RETRY_LAST)
+                else:
+                    wait, pause = LOOK, RETRY_FIRST
             self._kicked.wait(wait)
 
-    def _keep(self) -> None:
+    def _keep(self) -> bool:
+        """One look; whether a source did not know yet what to say."""
         node = self._client.get(NODES, self._name)
-        if status := self._status(node.get("status", {})):
-            node = self._client.patch(
-                NODES, self._name, {"status": status}, subresource="status", kind="strategic"
-            )
-            log.info("node status", extra={"patch": status})
+        unknown: dict[str, str] = {}
+        patch: dict[str, Any] = {}
+        if status := self._status(node.get("status", {}), unknown):
+            patch["status"] = status
+        if annotations := self._changed_annotations(node["metadata"].get("annotations") or {}, unknown):
+            # Whoever may write a node's status may write its annotations with it: no further right is needed.
+            patch["metadata"] = {"annotations": annotations}
+        if patch:
+            node = self._client.patch(NODES, self._name, patch, subresource="status", kind="strategic")
+            log.info("node status", extra={"patch": patch})
         if self._serving and self._taint:
             self._remove_taint(node)
+        for name, problem in unknown.items():
+            log.info("not told by the node", extra={"what": name, "problem": problem})
+        return bool(unknown)
 
-    def _status(self, status: Mapping[str, Any]) -> dict[str, Any]:
+    def _changed_annotations(self, present: Mapping[str, str], unknown: dict[str, str]) -> dict[str, str]:
+        changed = {}
+        for name, text in list(self._annotations.items()):
+            try:
+                wanted = text()
+            except TerwayError as error:
+                unknown[name] = str(error)
+                continue
+            if present.get(name) != wanted:
+                changed[name] = wanted
+        return changed
+
+    def _status(self, status: Mapping[str, Any], unknown: dict[str, str]) -> dict[str, Any]:
         patch: dict[str, Any] = {}
         for resource, amount in list(self._resources.items()):
             try:
                 text = str(amount())
             except TerwayError as error:
-                log.info("resource unknown", extra={"resource": resource, "problem": str(error)})
+                unknown[resource] = str(error)
                 continue
             for field in ("capacity", "allocatable"):
                 if (status.get(field) or {}).get(resource) != text:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from terway_core.cli.client import ask
 from terway_core.errors import IOFailure
-from terway_core.lab import fabric, kernel
+from terway_core.lab import control_plane, fabric, kernel
 from terway_core.lab.api.instance_types import INSTANCE_TYPES
 from terway_core.lab.cluster import Cluster
 from terway_core.lab.nodes import ENI_MODES, executable, install, start_daemon
@@ -88,7 +88,7 @@ def down(lab: Lab) -> bool:
 
 
 def status(lab: Lab) -> list[Health]:
-    """The lab's processes: the region's, those of a real API server, then one daemon for each node.
+    """The lab's processes: the region's, those of Kubernetes, then one daemon for each node.
 
     :raises LabError: there is no lab.
     """
@@ -146,6 +146,10 @@ def _build(lab: Lab, spec: Spec, progress: Progress) -> None:
         if cluster:
             cluster.install(node)
         return start_daemon(node)
+
+    if control_plane.MODE in spec.drivers:
+        progress(0.25, "starting the control plane")
+        control_plane.start(lab)
 
     progress(0.3, "starting the nodes")
     with ThreadPoolExecutor() as pool:
@@ -224,6 +228,9 @@ def _cluster_health(lab: Lab) -> Iterator[Health]:
         serves = Cluster(lab).serves
         for name in ("etcd", "apiserver"):
             yield _health(name, lab.kubernetes_dir / name, lab.kubernetes_dir / f"{name}.log", serves)
+    if control_plane.MODE in lab.spec.drivers:
+        log = control_plane.log(lab)
+        yield _health("the control plane", control_plane.folder(lab), log, lambda: True)
 
 
 def _check(lab: Lab, spec: Spec) -> None:
@@ -241,6 +248,8 @@ def _check(lab: Lab, spec: Spec) -> None:
         raise LabError(problem)
     if spec.ip_stack == "ipv6" and (modes := ENI_MODES & set(spec.drivers)):
         raise LabError(f"pods of {', '.join(sorted(modes))} have IPv4 or both families; use --ip-stack dual")
+    if control_plane.MODE in spec.drivers and spec.kubernetes == "none":
+        raise LabError(f"pods of {control_plane.MODE} are selected in Kubernetes; use --kubernetes")
     executable()
     excess = len(os.fsencode(lab.node_files(MAX_NODES).socket)) - _SOCKET_PATH_MAX
     if excess > 0:

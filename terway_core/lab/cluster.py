@@ -19,6 +19,7 @@ from terway_core.lab.api import Region
 from terway_core.lab.kubernetes import real
 from terway_core.lab.process import Process
 from terway_core.lab.state import Lab, NodeFiles, open_netns
+from terway_core.registry import Drivers
 
 T = TypeVar("T")
 
@@ -84,9 +85,11 @@ class Cluster:
         """The daemon's role, and the nodes: registered, not ready, and each with a pod CIDR."""
         region = Region.load(self._lab.region_state)
         instances = {one.name: one for one in region.instances.values()}
+        drivers = Drivers.installed()
+        of_drivers = [rule for mode in self._lab.spec.drivers for rule in drivers.rbac(mode)]
 
         def make(client: KubeClient) -> None:
-            for manifest in manifests(KubeConfig()):
+            for manifest in manifests(KubeConfig(), of_drivers):
                 kind = _KINDS[manifest["kind"]]
                 namespace = manifest["metadata"].get("namespace", "")
                 client.create(kind, manifest, namespace)

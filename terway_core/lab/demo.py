@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -13,11 +13,14 @@ from typing import Final
 
 from terway_core.audit import audit
 from terway_core.config import load_config
+from terway_core.lab import control_plane
+from terway_core.lab.api.instance_types import INSTANCE_TYPES
 from terway_core.lab.build import Progress, temporary
+from terway_core.lab.describe import describe
 from terway_core.lab.nodes import executable
 from terway_core.lab.paths import INTERNET, Endpoint, PathResult, endpoints, measure
 from terway_core.lab.runtime import Runtime
-from terway_core.lab.state import Lab, LabError, NodeFiles, Spec, open_netns
+from terway_core.lab.state import IpStack, Lab, LabError, NodeFiles, Spec, open_netns
 from terway_core.lab.uml import Machine
 
 NODES: Final = 2
@@ -44,6 +47,21 @@ class DemoResult:
         return not self.drift and all(path.milliseconds is not None for path in self.paths)
 
 
+def spec_of(mode: str, ip_stack: IpStack, instance_type: str) -> Spec:
+    """The lab in which a mode is shown."""
+    if mode != control_plane.MODE:
+        return Spec(nodes=NODES, drivers=(mode,), ip_stack=ip_stack, instance_type=instance_type)
+    # Beside an eniip mode and in a cluster, without which it is not to be had.
+    takes_trunk = [one.name for one in INSTANCE_TYPES.values() if one.trunk]
+    return Spec(
+        nodes=NODES,
+        drivers=(mode, "eniip_veth"),
+        ip_stack=ip_stack,
+        instance_type=instance_type if instance_type in takes_trunk else takes_trunk[0],
+        kubernetes="simulated",
+    )
+
+
 def run_demo(lab: Lab, spec: Spec, progress: Progress) -> DemoResult:
     """Build a lab, start pods, try every path, and take all down again, also when something fails.
 
@@ -61,7 +79,7 @@ def run_demo_inside(machine: Machine, spec: Spec, progress: Progress) -> DemoRes
     :raises LabError: the lab or a pod could not be started there.
     """
     argv = [executable(), "lab", "demo", "--json", "--kernel", "host"]
-    argv += ["--dir", str(machine.folder / "lab"), "--drivers", ",".join(spec.drivers)]
+    argv += ["--dir", str(machine.folder / "lab"), "--drivers", spec.drivers[0]]
     argv += ["--ip-stack", spec.ip_stack, "--instance-type", spec.instance_type]
     stdout, stderr = io.BytesIO(), io.BytesIO()
     machine.run(argv, stdout=stdout, stderr=stderr, waiting=lambda: progress(0.5, "in user-mode Linux"))
@@ -88,8 +106,11 @@ def _demonstrate(lab: Lab, progress: Progress) -> DemoResult:
     progress(0.5, "starting pods")
     spread = [node for node in lab.nodes for _ in range(PODS_PER_NODE)]
     places = [(node, f"pod-{number}") for number, node in enumerate(spread, 1)]
+    annotations = _networking(lab) if control_plane.MODE in lab.spec.drivers else {}
     with ThreadPoolExecutor() as pool:
-        sandboxes = list(pool.map(lambda place: Runtime(place[0]).run_pod(place[1]), places))
+        sandboxes = list(
+            pool.map(lambda place: Runtime(place[0]).run_pod(place[1], annotations=annotations), places)
+        )
 
     paths = measure(
         _pairs(endpoints(lab)),
@@ -104,6 +125,13 @@ def _demonstrate(lab: Lab, progress: Progress) -> DemoResult:
         list(pool.map(lambda sandbox: Runtime(lab.node(sandbox.node)).remove_pod(sandbox), sandboxes))
     drift += _audit(lab.nodes)
     return DemoResult(paths=tuple(paths), drift=drift)
+
+
+def _networking(lab: Lab) -> Mapping[str, str]:
+    """Another vSwitch than the nodes', so that everybody sees whose addresses those are."""
+    region = describe(lab)["region"]
+    vswitch_id = region["vswitches"][1].partition("=")[0]
+    return control_plane.add_networking(lab, "demo", [vswitch_id], [region["security_group_id"]])
 
 
 def _pairs(known: dict[str, Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:

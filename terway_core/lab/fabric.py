@@ -16,6 +16,9 @@
 * The switch knows who owns an address without asking: a route and a permanent neighbour for each.
 * An ENI that is attached to a running instance appears there as a NIC does that is plugged in: down, without
   addresses. What an ENI owns is decided by the API, whatever the instance configures.
+* A member ENI has a VLAN link on its trunk's far end. What it sends and gets has the trunk's MAC address.
+* ENIs that have no security group in common do not reach each other, as with groups of the normal kind that
+  have no rules. Whoever owns no address here, as in the internet, is no ENI and reaches all.
 * A packet passes only if it leaves by the ENI that owns its source address. Two kinds of rule per ENI say
   so: ``iif ENI from OWNED lookup main``, then ``iif ENI blackhole``. (Not ``rp_filter``: it would drop the
   ARP requests that a node sends from an ENI without an address of its own.)
@@ -28,8 +31,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
+from itertools import permutations
 from typing import Final
 
 from terway_core.lab.api import Instance, NetworkInterface, VSwitch
@@ -83,7 +87,7 @@ INTERNET_HOST_IPV6: Final = IPv6Address("2001:db8:ffff::10")
 #: The MAC address behind which the real VPC hides everything.
 GATEWAY_MAC: Final = "ee:ff:ff:ff:ff:ff"
 
-_OWN_SOURCE, _OTHER_SOURCE = 100, 101
+_APART, _OWN_SOURCE, _OTHER_SOURCE = 99, 100, 101
 _INTERNET, _NAT_MAC, _INTERNET_MAC = "internet", "02:00:00:00:00:01", "02:00:00:00:00:10"
 #: Never translated on the way out: what lies inside the VPC, and what pods may have as addresses.
 _PRIVATE: Final = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
@@ -178,8 +182,11 @@ def link(eni: NetworkInterface, dev: str) -> Veth:
     return Veth(name=port_name(eni.network_interface_id), peer=dev, mac=GATEWAY_MAC, peer_mac=eni.mac)
 
 
-def port(eni: NetworkInterface, vswitch: VSwitch) -> tuple[WiringObject, ...]:
-    """What the switch has for an ENI beside its link: who may send by it, and what leads to it."""
+def port(eni: NetworkInterface, vswitch: VSwitch, mac: str) -> tuple[WiringObject, ...]:
+    """What the switch has for an ENI beside its link: who may send by it, and what leads to it.
+
+    :param mac: of the link that the instance has for it, which is a member's trunk's.
+    """
     name = port_name(eni.network_interface_id)
     objects: list[WiringObject] = [
         Sysctl(key=f"ipv4/conf/{name}/proxy_arp", value="1"),
@@ -193,14 +200,28 @@ def port(eni: NetworkInterface, vswitch: VSwitch) -> tuple[WiringObject, ...]:
             Address(dev=name, address=ip_interface(vswitch.ipv6_gateway)),
             Rule(priority=_OTHER_SOURCE, iif=name, blackhole=True, family=6),
         ]
-    owned: tuple[IPAddress | IPNetwork, ...] = (*eni.ipv4, *eni.ipv6, *eni.ipv4_prefixes)
-    for network in map(ip_network, owned):
+    for network in _owned(eni):
         objects += [
             Route(dst=network, dev=name),
             Rule(priority=_OWN_SOURCE, iif=name, src=network),
-            *(Neighbor(dev=name, address=address, mac=eni.mac) for address in network),
+            *(Neighbor(dev=name, address=address, mac=mac) for address in network),
         ]
     return tuple(objects)
+
+
+def walls(enis: Iterable[NetworkInterface]) -> set[Rule]:
+    """What keeps ENIs apart that have no security group in common."""
+    return {
+        Rule(priority=_APART, iif=port_name(one.network_interface_id), dst=network, blackhole=True)
+        for one, other in permutations(enis, 2)
+        if set(one.security_group_ids).isdisjoint(other.security_group_ids)
+        for network in _owned(other)
+    }
+
+
+def _owned(eni: NetworkInterface) -> list[IPNetwork]:
+    owned: tuple[IPAddress | IPNetwork, ...] = (*eni.ipv4, *eni.ipv6, *eni.ipv4_prefixes)
+    return [ip_network(one) for one in owned]
 
 
 def booted(instance: Instance, vswitch: VSwitch) -> tuple[WiringObject, ...]:

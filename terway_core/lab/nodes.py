@@ -36,13 +36,15 @@ def _pool(spec: Spec) -> dict[str, Any]:
 
 
 #: Modes whose pods get what they have from the pool of ENIs.
-ENI_MODES: Final = frozenset({"eni", "eniip_ipvlan", "eniip_veth"})
+ENI_MODES: Final = frozenset({"eni", "eniip_ipvlan", "eniip_veth", "trunking"})
 
 #: What a mode needs in its section of the configuration on the node with the given number.
 _OPTIONS: Final[dict[str, Callable[[int, Spec], dict[str, Any]]]] = {
     "vpc": _vpc_options,
     # User-mode Linux has no nftables, and who plays kube-proxy in a lab can masquerade by other means.
     "eniip_ipvlan": lambda number, spec: {"masquerade": False},
+    # Its control plane may share a slow kernel with everything else.
+    "trunking": lambda number, spec: {"wait": 60},
 }
 
 

@@ -18,9 +18,9 @@ from terway_core.lab.api import NetworkInterface, Region, VSwitch
 from terway_core.lab.state import Lab, LabError, Spec
 from terway_core.wiring import netlink, nft
 from terway_core.wiring.engine import Engine
-from terway_core.wiring.netlink import NetlinkSocket
+from terway_core.wiring.netlink import Message, NetlinkSocket
 from terway_core.wiring.netns import Namespace
-from terway_core.wiring.objects import IPNetwork, LinkUp, Wiring
+from terway_core.wiring.objects import IPNetwork, LinkUp, Rule, Veth, Wiring, WiringObject
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class Switch:
         self._engine = engine
         #: Network namespace of each instance.
         self._nodes: dict[str, Path] = {}
+        self._walls: set[Rule] = set()
 
     def build(self, lab: Lab) -> None:
         """Make the VPC, its vSwitches and every node's instance, and wire them."""
@@ -52,7 +53,7 @@ class Switch:
             self._nodes[instance.instance_id] = node.netns
             eni = self._region.network_interfaces[instance.network_interface_id]
             wiring = Wiring(
-                host=(fabric.link(eni, "eth0"), *fabric.port(eni, vswitches[0])),
+                host=(fabric.link(eni, "eth0"), *fabric.port(eni, vswitches[0], eni.mac)),
                 pod=fabric.booted(instance, vswitches[0]),
             )
             with Namespace.open(node.netns) as namespace:
@@ -69,23 +70,22 @@ class Switch:
         self._engine.remove(entry, None, str(cidr))
 
     def change_interface(self, before: NetworkInterface, after: NetworkInterface) -> None:
-        """Carry out what became of an ENI: plug it in, pull it out, or change what it owns.
-
-        Members of a trunk have no link of their own, and nothing here.
-        """
-        was, will_be = (one.plugged and not one.trunk_id for one in (before, after))
-        vswitch = self._region.vswitches[after.vswitch_id]
-        owner = after.network_interface_id
-        if will_be and not was:
+        """Carry out what became of an ENI: plug it in, pull it out, or change what it owns."""
+        others = self._region.network_interfaces | {after.network_interface_id: after}
+        walls = fabric.walls(eni for eni in others.values() if eni.plugged)
+        self._engine.apply(Wiring(host=tuple(walls - self._walls)), None, "")  # before somebody could pass
+        self._walls |= walls
+        if after.plugged and not before.plugged:
             self._plug_in(after, "eth")
-        elif was and not will_be:
-            # Wherever the other end is: a NIC that is pulled out is gone from a pod's namespace too.
-            link = fabric.link(before, "")
-            self._engine.remove(Wiring(host=(link, *fabric.port(before, vswitch))), None, owner)
-        elif was:
-            old, new = fabric.port(before, vswitch), fabric.port(after, vswitch)
+        elif before.plugged and not after.plugged:
+            self._pull_out(before)
+        elif before.plugged:
+            owner = after.network_interface_id
+            old, new = self._port(before), self._port(after)
             self._engine.remove(Wiring(host=tuple(one for one in old if one not in new)), None, owner)
             self._engine.apply(Wiring(host=tuple(one for one in new if one not in old)), None, owner)
+        self._engine.remove(Wiring(host=tuple(self._walls - walls)), None, "")
+        self._walls = walls
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -114,9 +114,10 @@ class Switch:
         except OSError:
             pass  # ENOBUFS: some were lost; that there were any is all that counts
         here = {name for _, name in socket.if_nameindex()}
-        for eni in list(self._region.network_interfaces.values()):
+        # Members come after their trunk, with which their links have gone.
+        for eni in sorted(self._region.network_interfaces.values(), key=lambda eni: bool(eni.trunk_id)):
             lost = fabric.port_name(eni.network_interface_id) not in here
-            if lost and eni.plugged and not eni.trunk_id and eni.type != "Primary":
+            if lost and eni.plugged and eni.type != "Primary":
                 try:
                     self._plug_in(eni, "dev")
                 except TerwayError as error:
@@ -130,17 +131,43 @@ class Switch:
             for number, (zone, cidr) in enumerate(fabric.all_vswitches(spec.vswitches))
         ]
 
+    def _port(self, eni: NetworkInterface) -> tuple[WiringObject, ...]:
+        trunk = self._region.network_interfaces[eni.trunk_id] if eni.trunk_id else eni
+        return fabric.port(eni, self._region.vswitches[eni.vswitch_id], trunk.mac)
+
+    def _pull_out(self, eni: NetworkInterface) -> None:
+        link = fabric.link(eni, "")
+        objects = self._port(eni)
+        if eni.trunk_id:
+            self._engine.remove(Wiring(host=objects), None, eni.network_interface_id)
+            self._engine.delete_link(socket.if_nametoindex(link.name))
+        else:
+            # Wherever the other end is: a NIC that is pulled out is gone from a pod's namespace too.
+            self._engine.remove(Wiring(host=(link, *objects)), None, eni.network_interface_id)
+
     def _plug_in(self, eni: NetworkInterface, kind: str) -> None:
-        """Make an ENI appear in its instance, down, as the next free ``kind`` with a number."""
-        vswitch = self._region.vswitches[eni.vswitch_id]
+        """Have an ENI on its trunk, or in its instance, down, as the next free ``kind`` with a number."""
+        link = self._link_on_trunk(eni) if eni.trunk_id else self._link_in_instance(eni, kind)
+        objects = (LinkUp(dev=link.name, mtu=link.mtu), *self._port(eni))
+        self._engine.apply(Wiring(host=objects), None, eni.network_interface_id)
+
+    def _link_on_trunk(self, eni: NetworkInterface) -> Veth:
+        link = fabric.link(eni, "")
+        trunk = socket.if_nametoindex(fabric.port_name(eni.trunk_id))
+        self._make(eni, netlink.new_vlan(link.name, trunk, eni.device_index))
+        return link
+
+    def _link_in_instance(self, eni: NetworkInterface, kind: str) -> Veth:
         with Namespace.open(self._nodes[eni.instance_id]) as node:
             taken = {name for _, name in node.run(socket.if_nameindex)}
             dev = next(name for number in count() if (name := f"{kind}{number}") not in taken)
             link = fabric.link(eni, dev)
             # Not by the engine, which would bring up the instance's end as well.
-            with NetlinkSocket() as sock:
-                (reply,) = sock.send([netlink.new_veth(link, node.fd)])
+            self._make(eni, netlink.new_veth(link, node.fd))
+        return link
+
+    def _make(self, eni: NetworkInterface, message: Message) -> None:
+        with NetlinkSocket() as sock:
+            (reply,) = sock.send([message])
         if reply.errno:
             raise LabError(f"{eni.network_interface_id} cannot be plugged in: {os.strerror(reply.errno)}")
-        objects = (LinkUp(dev=link.name, mtu=link.mtu), *fabric.port(eni, vswitch))
-        self._engine.apply(Wiring(host=objects), None, eni.network_interface_id)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from terway_core.cloud import Cloud
     from terway_core.eni.model import Use
     from terway_core.eni.pool import Pool
+    from terway_core.kube.cluster import Cluster
 
 __all__ = ["DAY", "MOST", "ConformanceBase", "Rig"]
 
@@ -109,12 +110,17 @@ class ConformanceBase:
 
     @pytest.fixture
     def eni_pool(self) -> Callable[[str], object]:
-        """What the driver gets as ``services.eni_pool``: a function of ``shared`` or ``exclusive``."""
+        """What the driver gets as ``services.eni_pool``: a function of the use that is made of it."""
 
         def none(use: str) -> object:
             raise CloudError(f"there is no {use} ENI pool in this test; override the fixture `eni_pool`")
 
         return none
+
+    @pytest.fixture
+    def kube(self) -> object:
+        """What the driver gets as ``services.kube``; by default there is no Kubernetes."""
+        return None
 
     @pytest.fixture
     def node(self, families: tuple[int, ...]) -> Node:
@@ -135,6 +141,7 @@ class ConformanceBase:
         node: Node,
         cloud: object,
         eni_pool: Callable[[str], object],
+        kube: object,
         terway_store: WatchedStore,
         terway_clock: FakeClock,
     ) -> Services:
@@ -145,6 +152,7 @@ class ConformanceBase:
             store=terway_store,
             cloud=cast("Cloud", cloud),
             eni_pool=cast("Callable[[Use], Pool]", eni_pool),
+            kube=cast("Cluster | None", kube),
             clock=terway_clock,
         )
 

@@ -70,6 +70,15 @@ class DriverConformance(LeaseCases, WiringCases):
             assert problem.summary
             assert problem.remedy
 
+    def test_rbac_are_rules_of_a_cluster_role(self, rig: Rig) -> None:
+        """An operator applies them as they are printed.
+
+        If this fails, give each rule ``apiGroups``, ``resources`` and ``verbs``, each with something in it.
+        """
+        for rule in rig.drivers.rbac(rig.mode):
+            assert sorted(rule) == ["apiGroups", "resources", "verbs"]
+            assert all(rule.values())
+
     def test_conflist_keeps_what_is_there(self, rig: Rig) -> None:
         """A driver adds plugins to the chain after ours, and takes none away.
 

@@ -21,6 +21,8 @@ from terway_core.wiring.objects import (
     Rule,
     Sysctl,
     TokenBucket,
+    VlanPop,
+    VlanPush,
     WiringObject,
     describe,
 )
@@ -29,7 +31,19 @@ ALIAS_PREFIX = "terway:"
 SYSCTL_ROOT = Path("/proc/sys/net")
 
 #: Kinds in the order in which the kernel wants them; a link that is up accepts routes.
-_ORDER = (LinkUp, Ipvlan, Address, Neighbor, Route, Rule, TokenBucket, Clsact, Redirect)
+_ORDER = (
+    LinkUp,
+    Ipvlan,
+    Address,
+    Neighbor,
+    Route,
+    Rule,
+    TokenBucket,
+    Clsact,
+    Redirect,
+    VlanPush,
+    VlanPop,
+)
 #: Of these, what is not taken away by a message: it stays, or is a link.
 _NOT_UNMADE = (LinkUp, Ipvlan, Clsact)
 #: An object that the kernel cannot have, so it refused to make it too: malformed, or of a family it lacks.
@@ -108,6 +122,10 @@ def _message(
             return tc.clsact(index)
         case Redirect():
             return tc.redirect(obj, index, indices.get(obj.to, 0), delete=delete)
+        case VlanPush():
+            return tc.vlan_push(obj, index, delete=delete)
+        case VlanPop():
+            return tc.vlan_pop(index, delete=delete)
         case _:
             raise TypeError(f"{describe(obj)} is not made by a netlink message")
 
@@ -134,7 +152,9 @@ def write_sysctls(objects: Iterable[WiringObject]) -> None:
 def device(obj: WiringObject) -> str:
     """The link an object hangs on; ``""`` for one that hangs on none."""
     match obj:
-        case Address() | Route() | Neighbor() | TokenBucket() | LinkUp() | Clsact() | Redirect():
+        case Address() | Route() | Neighbor() | TokenBucket() | LinkUp():
+            return obj.dev
+        case Clsact() | Redirect() | VlanPush() | VlanPop():
             return obj.dev
         case Ipvlan():
             return obj.name

@@ -29,6 +29,8 @@ from terway_core.wiring.objects import (
     Sysctl,
     TokenBucket,
     Veth,
+    VlanPop,
+    VlanPush,
     Wiring,
     WiringObject,
     describe,
@@ -90,6 +92,10 @@ def _problem(obj: WiringObject, snapshot: Snapshot, owner: str) -> str:
             return "" if obj.dev in snapshot.clsacts else "missing"
         case Redirect():
             return _redirect_problem(obj, snapshot)
+        case VlanPush():
+            return _push_problem(obj, snapshot)
+        case VlanPop():
+            return "" if obj in snapshot.vlan_filters else "missing"
         case _:
             return ""
 
@@ -125,6 +131,14 @@ def _redirect_problem(obj: Redirect, snapshot: Snapshot) -> str:
         return ""
     others = [other for other in snapshot.redirects if (other.dev, other.dst) == (obj.dev, obj.dst)]
     return f"is {describe(others[0])} instead" if others else "missing"
+
+
+def _push_problem(obj: VlanPush, snapshot: Snapshot) -> str:
+    pushes = [found for found in snapshot.vlan_filters if isinstance(found, VlanPush)]
+    vids = [found.vid for found in pushes if (found.dev, found.src) == (obj.dev, obj.src)]
+    if vids == [obj.vid]:
+        return ""
+    return f"is vlan {vids[0]} instead" if vids else "missing"
 
 
 def _route_problem(obj: Route, snapshot: Snapshot) -> str:
@@ -281,6 +295,7 @@ class HostState:
             if protocol == netlink.OURS and rule not in rules:
                 found.append(_stray_object(rule))
         found += map(_stray_object, sorted(self.snapshot.redirects - declared, key=describe))
+        found += map(_stray_object, sorted(self.snapshot.vlan_filters - declared, key=describe))
         found += map(_stray_object, sorted(self.masquerades - declared, key=describe))
         return found
 

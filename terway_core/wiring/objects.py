@@ -191,6 +191,30 @@ class Redirect:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VlanPush:
+    """What leaves by ``dev`` with the source address ``src`` gets the VLAN tag ``vid``.
+
+    ``dev`` needs a :class:`Clsact`.
+    """
+
+    dev: str
+    src: IPAddress
+    vid: int
+    kind: Literal["vlan-push"] = "vlan-push"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VlanPop:
+    """What comes in by ``dev`` with a VLAN tag loses it, and is then as if it had none.
+
+    ``dev`` needs a :class:`Clsact`.
+    """
+
+    dev: str
+    kind: Literal["vlan-pop"] = "vlan-pop"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Masquerade:
     """Source NAT to the node's address for packets from ``src`` to anywhere but ``exclude``.
 
@@ -221,6 +245,8 @@ WiringObject: TypeAlias = (
     | TokenBucket
     | Clsact
     | Redirect
+    | VlanPush
+    | VlanPop
     | Masquerade
 )
 
@@ -283,6 +309,10 @@ def describe(obj: WiringObject) -> str:
             return f"clsact dev {obj.dev}"
         case Redirect():
             return f"redirect {obj.dst} from {obj.dev} egress to {obj.to or 'a lost link'} ingress"
+        case VlanPush():
+            return f"vlan {obj.vid} pushed onto what {obj.src} sends by {obj.dev}"
+        case VlanPop():
+            return f"vlan popped from what comes in by {obj.dev}"
         case Masquerade():
             exclude = ", ".join(map(str, obj.exclude))
             return f"masquerade from {obj.src}" + (f" except to {exclude}" if exclude else "")

@@ -24,6 +24,8 @@ from terway_core.wiring.objects import (
     Redirect,
     Route,
     Rule,
+    VlanPop,
+    VlanPush,
 )
 
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
@@ -58,6 +60,7 @@ class Snapshot:
     buckets: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # → rate, burst, limit
     clsacts: set[str] = field(default_factory=set, compare=False)  # they are never taken away
     redirects: set[Redirect] = field(default_factory=set)
+    vlan_filters: set[VlanPush | VlanPop] = field(default_factory=set)
 
     @classmethod
     def take(cls) -> Snapshot:
@@ -67,7 +70,7 @@ class Snapshot:
         """
         with NetlinkSocket() as sock:
             snapshot = cls._read(sock)
-            snapshot._add_redirects(sock)
+            snapshot._add_filters(sock)
             return snapshot
 
     @classmethod
@@ -160,11 +163,15 @@ class Snapshot:
             rate = int.from_bytes(options.get(tc.TCA_TBF_RATE64, b""), sys.byteorder) or rate
             self.buckets[names[index]] = (rate, buffer * TICK_NS * rate // 1_000_000_000, limit)
 
-    def _add_redirects(self, sock: NetlinkSocket) -> None:
+    def _add_filters(self, sock: NetlinkSocket) -> None:
         names = {link.index: link.name for link in self.links.values()}
         for dev in self.clsacts:
             for dst, to in tc.redirects(sock, self.links[dev].index):
                 self.redirects.add(Redirect(dev=dev, dst=dst, to=names.get(to, "")))
+            for src, vid in tc.vlan_pushes(sock, self.links[dev].index):
+                self.vlan_filters.add(VlanPush(dev=dev, src=src, vid=vid))
+            if tc.has_vlan_pop(sock, self.links[dev].index):
+                self.vlan_filters.add(VlanPop(dev=dev))
 
 
 def _link(index: int, flags: int, attributes: Mapping[int, bytes]) -> Link:

@@ -2,9 +2,9 @@
 
 The layouts are those of ``include/uapi/linux/pkt_sched.h``, ``pkt_cls.h`` and ``include/uapi/linux/tc_act/``.
 
-A :class:`Redirect` is a flower filter with three actions. Its priority and handle follow from its
-destination, so one message makes it, and one takes it away without reading first. Filters of these
-priorities are ours.
+A :class:`Redirect`, a :class:`VlanPush` and a :class:`VlanPop` are flower filters. Priority and handle follow
+from the address that they look for, so one message makes one, and one takes it away without reading first.
+Filters of these priorities are ours.
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from terway_core.wiring.netlink import NLM_F_REPLACE, Message, NetlinkSocket, change
 from terway_core.wiring.nla import attr, attr_str, attr_text, attr_u32, parse_attrs
-from terway_core.wiring.objects import IPNetwork, Redirect, TokenBucket
+from terway_core.wiring.objects import IPAddress, IPNetwork, Redirect, TokenBucket, VlanPush
 
 RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 38, 44, 46
 TCA_KIND, TCA_OPTIONS = 1, 2
-TC_H_ROOT, TC_H_CLSACT, CLSACT_EGRESS, CLSACT_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF3, 0xFFFF0000
+TC_H_ROOT, TC_H_CLSACT, CLSACT_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFF0000
+CLSACT_INGRESS, CLSACT_EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 TC_LINKLAYER_ETHERNET = 1
 U32_MAX = 0xFFFFFFFF
 TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
 
 TCA_FLOWER_ACT, TCA_FLOWER_KEY_ETH_TYPE = 3, 8
 TCA_ACT_KIND, TCA_ACT_OPTIONS = 1, 2
-TC_ACT_PIPE, TC_ACT_STOLEN = 3, 4
+TC_ACT_RECLASSIFY, TC_ACT_PIPE, TC_ACT_STOLEN = 1, 3, 4
 TCA_TUNNEL_KEY_PARMS, TCA_TUNNEL_KEY_ACT_RELEASE = 2, 2
 TCA_SKBEDIT_PARMS, TCA_SKBEDIT_PTYPE, PACKET_HOST = 2, 7, 0
 TCA_MIRRED_PARMS, TCA_INGRESS_REDIR = 2, 3
+TCA_VLAN_PARMS, TCA_VLAN_PUSH_VLAN_ID, TCA_VLAN_ACT_POP, TCA_VLAN_ACT_PUSH = 2, 3, 1, 2
+ETH_P_8021Q = 0x8100
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +44,24 @@ class _Family:
     """How a destination of one IP version is written.
 
     :param priority: that of a filter for a single address; the shorter the prefix, the later it is asked.
-    :param key: flower's attribute for the destination; the next one is the mask.
+    :param push: priority of a filter that pushes a VLAN tag.
+    :param source: flower's attribute for the source, ``key`` for the destination; the next one is the mask.
     """
 
     ethertype: int
     priority: int
+    push: int
     bits: int
+    source: int
     key: int
 
 
 _FAMILIES: Final = {
-    4: _Family(ethertype=0x0800, priority=40100, bits=32, key=12),
-    6: _Family(ethertype=0x86DD, priority=40200, bits=128, key=16),
+    4: _Family(ethertype=0x0800, priority=40100, push=50001, bits=32, source=10, key=12),
+    6: _Family(ethertype=0x86DD, priority=40200, push=50002, bits=128, source=14, key=16),
 }
+#: Before whatever else looks at what comes in: others see it without its tag.
+_POP: Final = 20000
 
 
 def token_bucket(obj: TokenBucket, index: int, *, delete: bool = False) -> Message:
@@ -81,7 +89,10 @@ def redirect(obj: Redirect, index: int, to: int, *, delete: bool = False) -> Mes
     family = _FAMILIES[obj.dst.version]
     priority = family.priority + family.bits - obj.dst.prefixlen
     info = priority << 16 | socket.htons(family.ethertype)
-    body = _tcmsg(index, _handle(obj.dst), CLSACT_EGRESS, info) + attr_str(TCA_KIND, "flower")
+    # Its last address, as the priority is that of one prefix length.
+    body = _tcmsg(index, _handle(obj.dst.broadcast_address), CLSACT_EGRESS, info) + attr_str(
+        TCA_KIND, "flower"
+    )
     if not delete:
         # Before Linux 5.16 the packet would keep the pod's route on its way in, unless it is released; and
         # it still bears the MAC address of the VPC's gateway, so the host would take it for somebody else's.
@@ -109,36 +120,82 @@ def redirect(obj: Redirect, index: int, to: int, *, delete: bool = False) -> Mes
 
 def redirects(sock: NetlinkSocket, index: int) -> Iterator[tuple[IPNetwork, int]]:
     """Our filters on a link that has a clsact: destination, and index of the link that receives."""
-    for message in sock.dump(RTM_GETTFILTER, _tcmsg(index, 0, CLSACT_EGRESS)):
-        handle, _, info = struct.unpack_from("=III", message, 8)
-        attributes = parse_attrs(message, 20)
+    for priority, options in _flowers(sock, index, CLSACT_EGRESS):
         for family in _FAMILIES.values():
-            ours = family.priority <= info >> 16 <= family.priority + family.bits
-            if handle and ours and attr_text(attributes[TCA_KIND]) == "flower":
-                options = parse_attrs(attributes[TCA_OPTIONS])
+            if family.priority <= priority <= family.priority + family.bits:
                 everything = bytes(family.bits // 8)  # of which the kernel says nothing
                 mask = options.get(family.key + 1, everything)
                 size = int.from_bytes(mask).bit_count()
-                yield ip_network((options.get(family.key, everything), size)), _target(options)
+                parameters = _action_of(options, "mirred").get(TCA_MIRRED_PARMS, bytes(28))
+                to: int = struct.unpack_from("=I", parameters, 24)[0]
+                yield ip_network((options.get(family.key, everything), size)), to
 
 
-def _target(options: dict[int, bytes]) -> int:
-    """The link that a filter's packets go to; 0 when it has no such action."""
+def vlan_push(obj: VlanPush, index: int, *, delete: bool = False) -> Message:
+    """``index`` is that of ``dev``."""
+    family = _FAMILIES[obj.src.version]
+    action = _action(
+        "vlan",
+        attr(TCA_VLAN_PARMS, _general(TC_ACT_PIPE, "i", TCA_VLAN_ACT_PUSH))
+        + attr(TCA_VLAN_PUSH_VLAN_ID, struct.pack("=H", obj.vid)),
+    )
+    options = attr(TCA_FLOWER_KEY_ETH_TYPE, struct.pack("!H", family.ethertype))
+    options += attr(family.source, obj.src.packed) + attr(family.source + 1, b"\xff" * (family.bits // 8))
+    options += attr(TCA_FLOWER_ACT, attr(1, action))
+    info = family.push << 16 | socket.htons(family.ethertype)
+    body = _tcmsg(index, _handle(obj.src), CLSACT_EGRESS, info) + attr_str(TCA_KIND, "flower")
+    return change(
+        RTM_NEWTFILTER, body + (b"" if delete else attr(TCA_OPTIONS, options)), NLM_F_REPLACE, delete
+    )
+
+
+def vlan_pushes(sock: NetlinkSocket, index: int) -> Iterator[tuple[IPAddress, int]]:
+    """Our filters on a link that has a clsact: source, and VLAN id."""
+    for priority, options in _flowers(sock, index, CLSACT_EGRESS):
+        for family in _FAMILIES.values():
+            if priority == family.push and family.source in options:
+                vid = _action_of(options, "vlan").get(TCA_VLAN_PUSH_VLAN_ID, bytes(2))
+                yield ip_address(options[family.source]), struct.unpack("=H", vid)[0]
+
+
+def vlan_pop(index: int, *, delete: bool = False) -> Message:
+    # Classified anew, for filters behind it that look for IP.
+    action = _action("vlan", attr(TCA_VLAN_PARMS, _general(TC_ACT_RECLASSIFY, "i", TCA_VLAN_ACT_POP)))
+    body = _tcmsg(index, 1, CLSACT_INGRESS, _POP << 16 | socket.htons(ETH_P_8021Q))
+    body += attr_str(TCA_KIND, "flower")
+    if not delete:
+        body += attr(TCA_OPTIONS, attr(TCA_FLOWER_ACT, attr(1, action)))
+    return change(RTM_NEWTFILTER, body, NLM_F_REPLACE, delete)
+
+
+def has_vlan_pop(sock: NetlinkSocket, index: int) -> bool:
+    """Whether a link that has a clsact has our filter."""
+    return any(priority == _POP for priority, _ in _flowers(sock, index, CLSACT_INGRESS))
+
+
+def _flowers(sock: NetlinkSocket, index: int, parent: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Priority and options of the flower filters of a link that has a clsact."""
+    for message in sock.dump(RTM_GETTFILTER, _tcmsg(index, 0, parent)):
+        handle, _, info = struct.unpack_from("=III", message, 8)
+        attributes = parse_attrs(message, 20)
+        if handle and attr_text(attributes[TCA_KIND]) == "flower":
+            yield info >> 16, parse_attrs(attributes[TCA_OPTIONS])
+
+
+def _action_of(options: dict[int, bytes], kind: str) -> dict[int, bytes]:
+    """The options of a filter's action of a kind; empty when it has none."""
     for action in parse_attrs(options.get(TCA_FLOWER_ACT, b"")).values():
         attributes = parse_attrs(action)
-        if attr_text(attributes[TCA_ACT_KIND]) == "mirred":
-            parameters = parse_attrs(attributes[TCA_ACT_OPTIONS])[TCA_MIRRED_PARMS]
-            target: int = struct.unpack_from("=I", parameters, 24)[0]
-            return target
-    return 0
+        if attr_text(attributes[TCA_ACT_KIND]) == kind:
+            return parse_attrs(attributes[TCA_ACT_OPTIONS])
+    return {}
 
 
-def _handle(dst: IPNetwork) -> int:
-    """Tells filters of one priority, so of one prefix length, apart, and is not 0: any network's last address
-    does that, in IPv6 by its hash."""
-    if dst.version == 4:
-        return int(dst.broadcast_address)
-    return int.from_bytes(hashlib.sha1(dst.broadcast_address.packed).digest()[:4])
+def _handle(address: IPAddress) -> int:
+    """Tells filters of one priority apart, and is not 0: in IPv6 by the address's hash."""
+    if address.version == 4:
+        return int(address)
+    return int.from_bytes(hashlib.sha1(address.packed).digest()[:4])
 
 
 def _tcmsg(index: int, handle: int, parent: int, info: int = 0) -> bytes:

@@ -83,6 +83,13 @@ class LeavesYouAlone(ExampleDriver):
         return [Problem(summary="something is missing", remedy="")]
 
 
+@wrong("test_rbac_are_rules_of_a_cluster_role")
+class AsksForNothingInParticular(ExampleDriver):
+    @hookimpl
+    def terway_rbac(self):
+        return [{"apiGroups": [""], "resources": ["pods"]}]
+
+
 @wrong("test_conflist_keeps_what_is_there")
 class StartsAfresh(ExampleDriver):
     @hookimpl

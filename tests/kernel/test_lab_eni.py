@@ -41,7 +41,7 @@ class Node:
         facts = describe(lab)
         region = facts["region"]
         self.instance_id = facts["nodes"][0]["instance_id"]
-        self.security_group_id = region["security_group_id"]
+        self.vpc_id, self.security_group_id = region["vpc_id"], region["security_group_id"]
         self.vswitches = [text.split("=")[0] for text in region["vswitches"]]
         endpoint = region["endpoint"].removeprefix("http://")
         env = {
@@ -184,6 +184,26 @@ def test_an_eni_may_send_from_its_own_addresses_only(node: Node, node_2: Namespa
             with configured(node, other):
                 assert arrives(node.netns, str(other.primary_ip), node_2, NODE_2, timeout=5)
                 assert arrives(node.netns, str(other.ipv6[0]), node_2, NODE_2_IPV6, timeout=5)
+
+
+def test_enis_without_a_common_group_do_not_reach_each_other(node: Node, node_2: Namespace) -> None:
+    params = {"VpcId": node.vpc_id, "SecurityGroupName": "other"}
+    other = node.call(Cloud.call, "ecs", "CreateSecurityGroup", params)["SecurityGroupId"]
+
+    def reached(eni: NetworkInterface, timeout: float) -> list[bool]:
+        return [node_2.run(ping, one, timeout=timeout) is not None for one in (*eni.ipv4, *eni.ipv6)]
+
+    with node.attached(ipv6_count=1) as eni:
+        node.call(ecs.modify_network_interface, eni.eni_id, security_group_ids=[other])
+        more = node.call(ecs.assign_ipv4, eni.eni_id, 1, client_token=str(uuid4()))
+        eni = replace(eni, ipv4=(*eni.ipv4, *more))
+        with configured(node, eni):
+            assert reached(eni, 0.3) == [False] * 3
+            both = [other, node.security_group_id]
+            node.call(ecs.modify_network_interface, eni.eni_id, security_group_ids=both)
+            assert reached(eni, 5) == [True] * 3
+            node.call(ecs.modify_network_interface, eni.eni_id, security_group_ids=[other])
+            assert reached(eni, 0.3) == [False] * 3
 
 
 def test_without_the_policy_rules_packets_leave_by_the_primary_eni_and_are_dropped(

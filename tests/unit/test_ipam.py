@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from terway_core.errors import NoAddress
-from terway_core.ipam import AddressPool
+from terway_core.ipam import AddressPool, GivenAddresses
 from terway_core.store import Record, State
 from terway_core.testing.fakes import FakeClock, WatchedStore
 from terway_core.types import Attachment, Lease
@@ -276,3 +276,37 @@ class Pool(RuleBasedStateMachine):
 
 TestPool = Pool.TestCase
 TestPool.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+# ---- addresses that somebody else chooses
+
+
+@pytest.fixture
+def given(terway_store, terway_clock):
+    return GivenAddresses(terway_store, "trunking", clock=terway_clock)
+
+
+def test_a_given_address_has_one_owner(given):
+    first, second, third = map(ip_address, ("192.168.1.7", "2001:db8::7", "192.168.1.8"))
+    for _ in range(2):
+        given.take(owner(1), [first, second])
+    with pytest.raises(NoAddress, match=r"192\.168\.1\.7 is still that of net/c1/eth0"):
+        given.take(owner(2), [third, first])
+    given.take(owner(3), [third])  # nothing of what was refused was taken
+    assert given.release(owner(1))
+    assert not given.release(owner(1))
+    given.take(owner(2), [first])  # at once: it does not rest
+    assert given.owners() == {owner(2): first, owner(3): third}
+
+
+def test_given_addresses_of_attachments_are_taken_in_and_those_of_nobody_given_back(
+    terway_store, terway_clock
+):
+    first, second = ip_address("192.168.1.7"), ip_address("192.168.1.8")
+    terway_store.put(replace(row(1, "192.168.1.7/32"), driver="trunking"))
+    terway_store.put(row(2, "192.168.1.9/32"))  # another driver's
+    given = GivenAddresses(terway_store, "trunking", clock=terway_clock)
+    assert given.owners() == {owner(1): first}
+    given.take(owner(3), [second])
+    assert given.collect([]) == [f"address 192.168.1.8 of {owner(3)}"]
+    assert given.owners() == {owner(1): first}

@@ -234,6 +234,21 @@ def test_changing_an_eni(lab: ServedRegion) -> None:
     assert found["DeleteOnRelease"] is False
 
 
+def test_the_network_is_told_of_other_groups(lab: ServedRegion) -> None:
+    one = {"NetworkInterfaceId": lab.attached()["NetworkInterfaceId"]}
+    group = lab.call("CreateSecurityGroup", VpcId=lab.vpc.vpc_id, SecurityGroupName="other")
+    lab.told.clear()
+    lab.call("ModifyNetworkInterfaceAttribute", **one, SecurityGroupId=[group["SecurityGroupId"]])
+    ((before, after),) = lab.told
+    assert (before.security_group_ids, after.security_group_ids) == (
+        (lab.group,),
+        (group["SecurityGroupId"],),
+    )
+    lab.call("ModifyNetworkInterfaceAttribute", **one, Description="what for")
+    assert len(lab.told) == 1
+    assert lab.refused("CreateSecurityGroup", VpcId="vpc-none") == "InvalidVpcId.NotFound"
+
+
 def test_a_network_that_does_not_follow_leaves_it_available(lab: ServedRegion) -> None:
     eni = lab.create()
     lab.fabric_fails = True

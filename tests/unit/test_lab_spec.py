@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from terway_core.cli.lab import app
 from terway_core.lab import build, fabric
+from terway_core.lab.demo import spec_of
 from terway_core.lab.state import Lab, LabError, Spec
 
 
@@ -51,15 +52,28 @@ def test_vswitches_that_cannot_be(more: list[str], problem: str) -> None:
             r"no instance type 'ecs\.moon'; it has .*g7",
         ),
         (Spec(nodes=1, drivers=("vpc",), vswitches=("moon",)), "no such vSwitch"),
+        (Spec(nodes=1, drivers=("trunking", "vpc")), "selected in Kubernetes; use --kubernetes"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: Spec, problem: str
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(build.kernel, "unmet", lambda spec: "")
     with pytest.raises(LabError, match=problem):
         build.up(Lab(tmp_path / "lab"), spec, lambda share, step: None)
     assert not (tmp_path / "lab").exists()
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "shown_on"),
+    [("ecs.g7.xlarge", "ecs.g7.4xlarge"), ("ecs.ebmre7p.32xlarge", "ecs.ebmre7p.32xlarge")],
+)
+def test_the_demonstration_of_trunking_has_what_it_needs(instance_type: str, shown_on: str) -> None:
+    spec = spec_of("trunking", "dual", instance_type)
+    assert (spec.drivers, spec.instance_type) == (("trunking", "eniip_veth"), shown_on)
+    assert (spec.kubernetes, spec.ip_stack) == ("simulated", "dual")
+    assert spec_of("eni", "ipv4", instance_type).drivers == ("eni",)
 
 
 def test_the_command_line_says_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

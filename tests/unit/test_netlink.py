@@ -17,7 +17,17 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from terway_core.wiring import netlink, tc
 from terway_core.wiring.netlink import OURS, Message, NetlinkSocket
-from terway_core.wiring.objects import Address, Ipvlan, Neighbor, Redirect, Route, Rule, TokenBucket, Veth
+from terway_core.wiring.objects import (
+    Address,
+    Ipvlan,
+    Neighbor,
+    Redirect,
+    Route,
+    Rule,
+    TokenBucket,
+    Veth,
+    VlanPush,
+)
 
 CREATE, REPLACE, EXCLUSIVE = 0x400, 0x100, 0x200
 BOOT = 3
@@ -297,6 +307,31 @@ def test_filters_of_others_are_not_ours():
     ):
         body = one.body[:8] + struct.pack("=III", *other) + one.body[20:]
         assert list(tc.redirects(Dump(Message(44, 0, body)), 1)) == []
+
+
+@given(st.ip_addresses(), st.integers(1, 4094), indices)
+def test_vlan_push_reads_back(src, vid, index):
+    assume(int(src))
+    obj = VlanPush(dev="eth1", src=src, vid=vid)
+    message = tc.vlan_push(obj, index)
+    assert list(tc.vlan_pushes(Dump(message), index)) == [(src, vid)]
+    assert list(tc.redirects(Dump(message), index)) == []
+    one, other = (decode(tcmsg, made) for made in (message, tc.vlan_push(obj, index, delete=True)))
+    made_by(one, False, 44)
+    made_by(other, True, 44)
+    places = [(made["index"], made["parent"], made["handle"], made["info"]) for made in (one, other)]
+    assert places[0] == places[1]
+    assert places[0][:2] == (index, 0xFFFFFFF3)
+    assert socket.ntohs(one["info"] & 0xFFFF) == {4: 0x0800, 6: 0x86DD}[src.version]
+
+
+@given(indices)
+def test_vlan_pop_is_at_what_comes_in_with_a_tag(index):
+    message = tc.vlan_pop(index)
+    assert tc.has_vlan_pop(Dump(message), index)
+    one, other = (decode(tcmsg, made) for made in (message, tc.vlan_pop(index, delete=True)))
+    assert (one["index"], one["parent"], socket.ntohs(one["info"] & 0xFFFF)) == (index, 0xFFFFFFF2, 0x8100)
+    assert [other[name] for name in ("handle", "info")] == [one[name] for name in ("handle", "info")]
 
 
 # -- the socket: asking for links needs no rights ---------------------------------------------------------

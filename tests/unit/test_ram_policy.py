@@ -20,7 +20,8 @@ from terway_core.cloud import ecs, vpc
 CORE = Path(terway_core.__file__).parent
 DRIVERS = CORE.parent / "drivers"
 ACTION = re.compile(
-    "(?:Assign|Attach|Create|Delete|Describe|Detach|Modify|Unassign)[A-Z][A-Za-z0-9]+|(?:Tag|Untag)Resources"
+    "(?:Assign|Attach|Create|Delete(?!OnRelease)|Describe|Detach|Modify|Unassign)[A-Z][A-Za-z0-9]+"
+    "|(?:Tag|Untag)Resources"
 )
 
 ENIS = {
@@ -90,6 +91,7 @@ def run(tmp_path: Path, **settings: Any) -> tuple[set[str], str]:
     [
         ({"drivers": ["vpc"]}, set()),
         ({"drivers": ["vpc"], "options": {"vpc": {"route_controller": True}}}, ROUTES),
+        ({"drivers": ["trunking", "eniip_veth"]}, ENIS | ADDRESSES),
         ({"drivers": ["eniip_veth"], "options": {"vpc": {"route_controller": True}}}, ENIS | ADDRESSES),
         ({"drivers": ["eni"]}, ENIS),
         ({"drivers": ["eni"], "pool": {"ip_stack": "dual"}}, ENIS),

@@ -36,8 +36,9 @@ functions; ``cidr`` is an ``IPv4Network`` or ``IPv6Network``. An entry reads ``A
 ``on_route_added`` returned, and is gone only after ``on_route_removed`` returned; if they raise, the table
 stays as it was. They are called for custom entries only, not for the system's own, and not for what
 ``Region.load`` found: a fabric that starts reads ``region.route_entries`` first. In the same way
-``on_interface_changed(before, after)`` is told of ENIs that are attached, detached, or change addresses:
-those of an ENI that is ``.plugged`` carry traffic, and a call is answered only after the function returned.
+``on_interface_changed(before, after)`` is told of ENIs that are attached or detached, or that change their
+addresses or groups: those of an ENI that is ``.plugged`` carry traffic, and a call is answered only after the
+function returned.
 
 The app answers OpenAPI calls on ``/``. Beside them, for the lab itself, ``GET /lab/calls`` lists every call
 served, ``GET`` / ``PATCH /lab/behaviour`` shows and changes delays and limits, and ``POST`` / ``DELETE

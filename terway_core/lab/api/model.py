@@ -89,7 +89,7 @@ class VSwitch:
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityGroup:
-    """A security group of a VPC; its rules are not simulated."""
+    """A security group of the normal kind; it has no rules, so only those in it reach each other."""
 
     security_group_id: str
     vpc_id: str

@@ -45,9 +45,12 @@ def _core(plural: str, kind: str) -> Resource:
     return Resource(group="", version="v1", plural=plural, kind=kind)
 
 
-def _rbac(plural: str, kind: str) -> Resource:
-    group = "rbac.authorization.k8s.io"
-    return Resource(group=group, version="v1", plural=plural, kind=kind, namespaced=False)
+def _grouped(group: str, plural: str, kind: str, *, namespaced: bool = False) -> Resource:
+    return Resource(group=group, version="v1", plural=plural, kind=kind, namespaced=namespaced)
+
+
+_RBAC: Final = "rbac.authorization.k8s.io"
+_ADMISSION: Final = "admissionregistration.k8s.io"
 
 
 #: Kinds that are there from the beginning, and whether they have a status of its own.
@@ -58,15 +61,19 @@ BUILT_IN: Final[dict[Resource, bool]] = {
     _core("services", "Service"): True,
     _core("configmaps", "ConfigMap"): False,
     _core("serviceaccounts", "ServiceAccount"): False,
-    _rbac("clusterroles", "ClusterRole"): False,
-    _rbac("clusterrolebindings", "ClusterRoleBinding"): False,
+    _grouped(_RBAC, "clusterroles", "ClusterRole"): False,
+    _grouped(_RBAC, "clusterrolebindings", "ClusterRoleBinding"): False,
+    _grouped(_RBAC, "roles", "Role", namespaced=True): False,
+    _grouped(_RBAC, "rolebindings", "RoleBinding", namespaced=True): False,
+    _grouped(_ADMISSION, "mutatingwebhookconfigurations", "MutatingWebhookConfiguration"): False,
+    _grouped(_ADMISSION, "validatingwebhookconfigurations", "ValidatingWebhookConfiguration"): False,
     SECRETS: False,
     EVENTS: False,
     LEASES: False,
     ACCESS_REVIEWS: False,
     CRDS: True,
-    Resource(group="apps", version="v1", plural="statefulsets", kind="StatefulSet"): True,
-    Resource(group="apps", version="v1", plural="deployments", kind="Deployment"): True,
+    _grouped("apps", "statefulsets", "StatefulSet", namespaced=True): True,
+    _grouped("apps", "deployments", "Deployment", namespaced=True): True,
 }
 
 
@@ -308,13 +315,15 @@ class Objects:
                 "the object has been modified; please apply your changes to the latest version and try again",
             )
         if status:
-            new = {**old, "status": new.get("status", {})}
+            # With a node's status its annotations may be written (nodeStatusStrategy in Kubernetes).
+            changed = new["metadata"] if resource == NODES else old["metadata"]
+            new = {**old, "metadata": changed, "status": new.get("status", {})}
         elif self._kinds[resource]:
             new = {**new, **({"status": old["status"]} if "status" in old else {})}
             if "status" not in old:
                 new.pop("status", None)
         kept = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "generation")
-        metadata = dict(new.get("metadata", {}) if not status else old["metadata"])
+        metadata = dict(new.get("metadata", {}))
         metadata |= {field: old["metadata"][field] for field in kept if field in old["metadata"]}
         if new.get("spec") != old.get("spec"):
             metadata["generation"] = old["metadata"]["generation"] + 1

@@ -8,22 +8,17 @@ table, what comes from it in the table of its ENI.
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from terway_core.errors import InvalidConfig, RetryLater
 from terway_core.hookspecs import hookimpl
-from terway_core.types import Attachment, GcReport, IPAddress, Lease, Node, Outcome, Services, Wiring
-from terway_core.wiring.objects import MAIN_TABLE, Address, LinkUp, Route, Rule, Sysctl, WiringObject
-from terway_core.wiring.veth import FAMILIES, ipv6_sysctls, wire_by_veth
+from terway_core.types import Attachment, GcReport, Lease, Node, Outcome, Services, Wiring
+from terway_core.wiring.objects import MAIN_TABLE, Rule, WiringObject
+from terway_core.wiring.policy import FIRST_TABLE, FROM_POD, TO_POD, way_by_eni
+from terway_core.wiring.veth import FAMILIES, wire_by_veth
 
 if TYPE_CHECKING:
     from terway_core.eni.pool import Pool
-
-#: Priorities that network-policy agents and Alibaba Cloud's own Terway expect.
-TO_POD: Final = 512
-FROM_POD: Final = 2048
-#: The table of an ENI is this and the index of its link, as in Alibaba Cloud's own Terway.
-FIRST_TABLE: Final = 1000
 
 
 class EniipVethDriver:
@@ -68,7 +63,11 @@ class EniipVethDriver:
         dev, table = str(lease.data["dev"]), int(lease.data["table"])
         gateways = [ip_address(text) for text in lease.data["vpc_gateways"]]
         pair = wire_by_veth(attachment, lease, node.mtu)
-        shared = [obj for gateway in gateways for obj in _eni(dev, table, gateway, node)]
+        shared = [
+            obj
+            for gateway in gateways
+            for obj in way_by_eni(dev, table, gateway, addresses=node.addresses, mtu=node.mtu)
+        ]
         rules: list[WiringObject] = []
         for address in lease.addresses:
             alone = ip_network(address.ip)
@@ -92,25 +91,3 @@ class EniipVethDriver:
         if self._pool is None:
             raise RetryLater("the eniip_veth driver is not started, so the pool of ENIs is closed")
         return self._pool
-
-
-def _eni(dev: str, table: int, gateway: IPAddress, node: Node) -> list[WiringObject]:
-    """What one family of the pods of an ENI needs of its link."""
-    family = FAMILIES[gateway.version]
-    route = Route(dst=family.everywhere, dev=dev, via=gateway, table=table)
-    # The node's own address, so that the host asks for the gateway in its own name.
-    own = [
-        Address(dev=dev, address=ip_interface(address))
-        for address in node.addresses
-        if address.version == gateway.version
-    ]
-    if gateway.version == 4:
-        return [LinkUp(dev=dev, mtu=node.mtu), *own, route]
-    return [
-        *ipv6_sysctls(dev, forwarding=True),
-        # Nobody else has these addresses; while one is tentative the link solicits no neighbour.
-        Sysctl(key=f"ipv6/conf/{dev}/accept_dad", value="0"),
-        LinkUp(dev=dev, mtu=node.mtu),
-        *own,
-        route,
-    ]

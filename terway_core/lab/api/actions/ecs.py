@@ -8,10 +8,11 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field
 
 from terway_core.lab.api.actions.eni_describe import interface_reply
+from terway_core.lab.api.faults import Fault
 from terway_core.lab.api.instance_types import INSTANCE_TYPES, InstanceType
 from terway_core.lab.api.model import Instance, SecurityGroup, timestamp
 from terway_core.lab.api.paging import token_page
-from terway_core.lab.api.params import Request
+from terway_core.lab.api.params import ClientToken, Request
 from terway_core.lab.api.service import Service, action, check_region
 
 #: ECS sends some lists as the text of a JSON array.
@@ -125,6 +126,24 @@ def _instance_type(kind: InstanceType) -> dict[str, Any]:
         "EniTrunkSupported": kind.trunk,
         "EriQuantity": 0,
     }
+
+
+class CreateSecurityGroupRequest(Request):
+    region_id: str
+    vpc_id: str
+    security_group_name: str = ""
+    client_token: ClientToken = ""
+
+
+@action("Ecs", "CreateSecurityGroup")
+async def create_security_group(service: Service, request: CreateSecurityGroupRequest) -> dict[str, Any]:
+    """A group of the normal kind, and without rules: those in it reach each other."""
+    region = service.region
+    check_region(region, request.region_id)
+    if request.vpc_id not in region.vpcs:
+        raise Fault(404, "InvalidVpcId.NotFound", "The specified VPC does not exist.")
+    group = region.add_security_group(region.vpcs[request.vpc_id], request.security_group_name)
+    return {"SecurityGroupId": group.security_group_id}
 
 
 class DescribeSecurityGroupsRequest(Request):

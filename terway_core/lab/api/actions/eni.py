@@ -238,7 +238,10 @@ async def modify_network_interface_attribute(
         "delete_on_release": request.delete_on_release,
     }
     given = {name: value for name, value in changes.items() if value is not None}
-    region.put_interface(dataclasses.replace(eni, **given))  # type: ignore[arg-type]
+    changed = dataclasses.replace(eni, **given)  # type: ignore[arg-type]
+    if eni.plugged and changed.security_group_ids != eni.security_group_ids:
+        await service.interface_changed(eni, changed)
+    region.put_interface(changed)
     return {}
 
 

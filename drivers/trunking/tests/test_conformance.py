@@ -1,0 +1,94 @@
+"""The conformance suite, with PodENIs in a simulated API server and the trunk ENI in the simulated cloud."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from terway_driver_trunking import TrunkingDriver, api
+
+from terway_core.eni.pool import Pool
+from terway_core.errors import RetryLater
+from terway_core.kube.cluster import Cluster
+from terway_core.testing.conformance import DriverConformance
+from terway_core.testing.eni import FakeLinks, simulated_pool
+from terway_core.testing.fakes import FakeClock, WatchedStore, make_attachment
+from terway_core.testing.kube import simulated_cluster
+from terway_core.wiring.engine import Engine
+from terway_core.wiring.netns import Namespace
+from terway_core.wiring.objects import Veth, Wiring
+
+#: Every so many pods two have the same address, one after the other: the suite's have numbers from 1, 1000
+#: and 2000 on.
+ADDRESSES = 9
+ADDRESS, ADDRESS6 = ip_address("192.168.2.1"), ip_address("2001:db8:2::1")
+
+
+class TestTrunking(DriverConformance):
+    mode = "trunking"
+    supports_dual_stack = True
+
+    @pytest.fixture
+    def driver(self) -> TrunkingDriver:
+        return TrunkingDriver()
+
+    @pytest.fixture
+    def eni_pool(
+        self, terway_store: WatchedStore, terway_clock: FakeClock, families: tuple[int, ...]
+    ) -> Iterator[Callable[[str], Pool]]:
+        links = FakeLinks()
+        with simulated_pool(
+            terway_store, terway_clock, links.find, families=families, instance_type="ecs.g7.4xlarge"
+        ) as simulated:
+            yield simulated.start
+
+    @pytest.fixture
+    def kube(
+        self,
+        eni_pool: Callable[[str], Pool],
+        bound: Callable[..., dict[str, Any]],
+        terway_clock: FakeClock,
+        tmp_path: Path,
+        families: tuple[int, ...],
+    ) -> Iterator[Cluster]:
+        """A cluster whose control plane has bound ENIs to this node's trunk for each pod of the suite."""
+        trunk = trunk_of(eni_pool("trunk"), terway_clock)
+        interfaces = ("eth0", "eth1", "net1")
+        with simulated_cluster(tmp_path) as simulated:
+            simulated.define(api.PODENIS)
+            for number in (*range(1, 4), *range(1000, 1010), *range(2000, 2010)):
+                offsets = [16 * place + number % ADDRESSES for place in range(len(interfaces))]
+                ips = [(str(ADDRESS + offset), str(ADDRESS6 + offset)) for offset in offsets]
+                if 6 not in families:
+                    ips = [(ipv4, "") for ipv4, _ in ips]
+                simulated.write(
+                    api.PODENIS, bound(make_attachment(number).pod, trunk, *ips, interfaces=interfaces)
+                )
+            yield simulated.cluster
+
+    @pytest.fixture
+    def host(self, terway_netns: Callable[[], Namespace]) -> Namespace:
+        """A node whose ``eth1`` leads into another namespace, as if it were the VPC."""
+        host, beyond = terway_netns(), terway_netns()
+        engine = Engine(beyond)
+        link = Veth(name="far", peer="eth1", mac="ee:ff:ff:ff:ff:ff", peer_mac="00:16:3e:00:00:01")
+        engine.apply(Wiring(host=(link,)), host, "test")
+        engine.close()
+        return host
+
+
+def trunk_of(pool: Pool, clock: FakeClock) -> str:
+    """The id of the trunk ENI, which the pool attaches when it has started; its pauses are left out."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return pool.trunk().eni_id
+        except RetryLater:
+            assert time.monotonic() < deadline
+            clock.advance(1)
+            pool.step()
+            time.sleep(0.005)

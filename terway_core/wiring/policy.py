@@ -1,0 +1,46 @@
+"""Policy routing: a pod's packets leave by the ENI that owns its address, as the VPC drops them on others.
+
+``eniip_veth`` and ``trunking`` differ in whose addresses those are, not in this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_interface
+from typing import Final
+
+from terway_core.wiring.objects import Address, IPAddress, LinkUp, Route, Sysctl, WiringObject
+from terway_core.wiring.veth import FAMILIES, ipv6_sysctls
+
+#: Priorities that network-policy agents and Alibaba Cloud's own Terway expect.
+TO_POD: Final = 512
+FROM_POD: Final = 2048
+#: The table of an ENI is this and the index of its link, as in Alibaba Cloud's own Terway.
+FIRST_TABLE: Final = 1000
+
+
+def way_by_eni(
+    dev: str, table: int, gateway: IPAddress, *, addresses: Iterable[IPAddress], mtu: int
+) -> list[WiringObject]:
+    """What one family of the pods of an ENI needs of its link ``dev``: up, and ``table`` leads to the VPC.
+
+    :param gateway: of the ENI's vSwitch. :param addresses: the node's own.
+    """
+    family = FAMILIES[gateway.version]
+    route = Route(dst=family.everywhere, dev=dev, via=gateway, table=table)
+    # The node's own address, so that the host asks for the gateway in its own name.
+    own = [
+        Address(dev=dev, address=ip_interface(address))
+        for address in addresses
+        if address.version == gateway.version
+    ]
+    if gateway.version == 4:
+        return [LinkUp(dev=dev, mtu=mtu), *own, route]
+    return [
+        *ipv6_sysctls(dev, forwarding=True),
+        # Nobody else has these addresses; while one is tentative the link solicits no neighbour.
+        Sysctl(key=f"ipv6/conf/{dev}/accept_dad", value="0"),
+        LinkUp(dev=dev, mtu=mtu),
+        *own,
+        route,
+    ]

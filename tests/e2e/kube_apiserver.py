@@ -1,0 +1,159 @@
+"""A real kube-apiserver with its etcd on the loopback, for tests that need nothing else of a cluster."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from terway_core.config import KubeConfig
+from terway_core.errors import KubeError
+from terway_core.kube import NAMESPACES, NODES, PODS, KubeClient
+from terway_core.lab.kubernetes.real import Programs
+
+#: Seconds until it must serve; a loaded machine takes its time.
+PATIENCE = 90.0
+
+
+class RealApiServer:
+    """:meth:`client` asks as an administrator, :meth:`config_of` as a service account of kube-system."""
+
+    def __init__(self, folder: Path, port: int, accounts: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.port = port
+        self.accounts = accounts
+        self.config = self._config("admin")
+
+    def config_of(self, account: str) -> KubeConfig:
+        return self._config(account)
+
+    def client(self) -> KubeClient:
+        return KubeClient(self.config)
+
+    def add_node(self, name: str, **spec: Any) -> dict[str, Any]:
+        with closing(self.client()) as client:
+            return client.create(NODES, {"metadata": {"name": name}, "spec": spec})
+
+    def add_pod(self, name: str, node: str = "node-1", **metadata: Any) -> dict[str, Any]:
+        spec: dict[str, Any] = {"containers": [{"name": "main", "image": "busybox"}]}
+        if node:
+            spec["nodeName"] = node
+        with closing(self.client()) as client:
+            return client.create(PODS, {"metadata": {"name": name, **metadata}, "spec": spec}, "default")
+
+    def _config(self, who: str) -> KubeConfig:
+        path = self.folder / f"kubeconfig-{who}"
+        cluster = {
+            "server": f"https://127.0.0.1:{self.port}",
+            "certificate-authority": str(self.folder / "apiserver.crt"),
+        }
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [{"name": "real", "cluster": cluster}],
+                    "users": [{"name": who, "user": {"token": f"token-of-{who}"}}],
+                    "contexts": [{"name": "real", "context": {"cluster": "real", "user": who}}],
+                    "current-context": "real",
+                }
+            )
+        )
+        return KubeConfig(enabled=True, kubeconfig=path)
+
+
+@contextmanager
+def running(programs: Programs, folder: Path, *accounts: str) -> Iterator[RealApiServer]:
+    """:param accounts: service accounts of kube-system that have a token."""
+    client_port, peer_port, port = _free_ports(3)
+    etcd = f"http://127.0.0.1:{client_port}"
+    peer = f"http://127.0.0.1:{peer_port}"
+    key = folder / "service-account.key"
+    key.write_bytes(
+        rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+    )
+    tokens = ['token-of-admin,admin,1,"system:masters"']
+    tokens += [f"token-of-{one},system:serviceaccount:kube-system:{one},{one}" for one in accounts]
+    (folder / "tokens.csv").write_text("\n".join(tokens) + "\n")
+    commands = [
+        [
+            str(programs.etcd),
+            f"--data-dir={folder / 'etcd'}",
+            f"--listen-client-urls={etcd}",
+            f"--advertise-client-urls={etcd}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+        ],
+        [
+            str(programs.apiserver),
+            f"--etcd-servers={etcd}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            f"--secure-port={port}",
+            f"--cert-dir={folder}",
+            f"--token-auth-file={folder / 'tokens.csv'}",
+            "--authorization-mode=RBAC",
+            f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=172.21.0.0/20",
+            # Nobody makes service accounts for namespaces here; that is a controller's work.
+            "--disable-admission-plugins=ServiceAccount",
+            "--endpoint-reconciler-type=none",
+        ],
+    ]
+    with ExitStack() as stack:
+        processes = []
+        for command in commands:
+            log = stack.enter_context((folder / f"{Path(command[0]).name}.log").open("w"))
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            processes.append(process)
+            stack.callback(_end, process)
+        api = RealApiServer(folder, port, accounts)
+        _wait(api, processes)
+        yield api
+
+
+def _wait(api: RealApiServer, processes: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        assert all(process.poll() is None for process in processes), f"it ended; see {api.folder}"
+        assert time.monotonic() < deadline, f"it does not serve; see {api.folder}"
+        if (api.folder / "apiserver.crt").exists():
+            try:
+                with closing(api.client()) as client:
+                    names = {one["metadata"]["name"] for one in client.list(NAMESPACES).items}
+            except KubeError:
+                names = set()
+            if {"default", "kube-system"} <= names:
+                return
+        time.sleep(0.1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
