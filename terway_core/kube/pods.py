@@ -109,7 +109,9 @@ def is_same(obj: Mapping[str, Any], pod: Pod) -> bool:
 
 def needs_network(obj: Mapping[str, Any]) -> bool:
     """Whether an object of the API is a pod that runs, in a network namespace of its own."""
-    return obj.get("status", {}).get("phase") == "Running" and not obj["spec"].get("hostNetwork")
+    # The kubelet tells half a minute later that a pod which is being deleted has ended.
+    ends = "deletionTimestamp" in obj["metadata"]
+    return obj.get("status", {}).get("phase") == "Running" and not ends and not obj["spec"].get("hostNetwork")
 
 
 def reference(pod: Pod) -> dict[str, str]:

@@ -58,6 +58,15 @@ def test_audit_names_pods_that_only_one_side_has(server, config):
     assert "default/a runs on this node without" in lines[2]
 
 
+def test_a_pod_that_ends_may_have_no_network_any_more(server, config):
+    pod = server.add_pod("a", finalizers=["test/hold"])
+    server.objects.patch(PODS, "a", {"status": {"phase": "Running"}}, "default", status=True)
+    assert len(audit_pods(config, [])) == 1
+    server.objects.delete(PODS, "a", "default")
+    assert audit_pods(config, []) == []
+    assert audit_pods(config, [attached(pod)]) == []
+
+
 def test_audit_without_a_server(server, config):
     with server.away():
         (line,) = audit_pods(config, [])
