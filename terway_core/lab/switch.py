@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -154,7 +156,13 @@ class Switch:
     def _link_on_trunk(self, eni: NetworkInterface) -> Veth:
         link = fabric.link(eni, "")
         trunk = socket.if_nametoindex(fabric.port_name(eni.trunk_id))
-        self._make(eni, netlink.new_vlan(link.name, trunk, eni.device_index))
+        try:
+            self._make(eni, netlink.new_vlan(link.name, trunk, eni.device_index))
+        except _Unsupported as error:
+            # No node can tag packets on such a kernel either. All else works with a link that leads nowhere.
+            log.warning("%s has no way to its trunk: %s", eni.network_interface_id, error)
+            with Namespace.current() as switch:
+                self._make(eni, netlink.new_veth(replace(link, peer=f"x{link.name}"), switch.fd))
         return link
 
     def _link_in_instance(self, eni: NetworkInterface, kind: str) -> Veth:
@@ -170,4 +178,9 @@ class Switch:
         with NetlinkSocket() as sock:
             (reply,) = sock.send([message])
         if reply.errno:
-            raise LabError(f"{eni.network_interface_id} cannot be plugged in: {os.strerror(reply.errno)}")
+            kind = _Unsupported if reply.errno == errno.EOPNOTSUPP else LabError
+            raise kind(f"{eni.network_interface_id} cannot be plugged in: {os.strerror(reply.errno)}")
+
+
+class _Unsupported(LabError):
+    """The kernel has no links of that kind."""
