@@ -14,6 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
+    from terway_core.config import Config
     from terway_core.types import Attachment, GcReport, Lease, Node, Outcome, Pod, Problem, Services, Wiring
 
 PROJECT: Final = "terway"
@@ -81,3 +82,8 @@ def terway_conflist(  # type: ignore[empty-body]
 @hookspec(firstresult=True)
 def terway_rbac() -> list[dict[str, list[str]]]:  # type: ignore[empty-body]
     """Optional: what the driver asks of the Kubernetes API on a node, as rules of a ClusterRole."""
+
+
+@hookspec(firstresult=True)
+def terway_manifests(config: Config, image: str) -> list[dict[str, Any]]:  # type: ignore[empty-body]
+    """Optional: what a cluster needs for the driver beside the daemon: custom resources, a control plane."""

@@ -26,6 +26,8 @@ from terway_core.types import Attachment, GcReport, Lease, Node, Outcome, Pod, P
 if TYPE_CHECKING:
     import typer
 
+    from terway_core.config import Config
+
 __all__ = ["DRIVERS_GROUP", "PLUGINS_GROUP", "REQUIRED_HOOKS", "DriverInfo", "Drivers"]
 
 DRIVERS_GROUP: Final = "terway.drivers"
@@ -203,6 +205,11 @@ class Drivers:
         """``terway_rbac``; a driver without it asks nothing of the Kubernetes API."""
         rules = self._optional(mode, "terway_rbac", list) or []
         return [_checked(mode, "terway_rbac", rule, dict) for rule in rules]
+
+    def manifests(self, mode: str, config: Config, image: str) -> list[dict[str, Any]]:
+        """``terway_manifests``; a driver without it needs no more than the daemon."""
+        found = self._optional(mode, "terway_manifests", list, config=config, image=image) or []
+        return [_checked(mode, "terway_manifests", manifest, dict) for manifest in found]
 
     def _call(self, mode: str, hook: str, want: type[_T], **arguments: object) -> _T:
         return _checked(mode, hook, self._ask(mode, hook, arguments), want)

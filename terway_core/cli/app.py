@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from terway_core import __version__
-from terway_core.cli import cni, drivers, enis, kube, lab, node, pods, ram
+from terway_core.cli import cni, drivers, enis, kube, lab, manifests, node, pods, ram
 from terway_core.cli.common import ConfigFile
 
 
@@ -34,6 +34,7 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
     app.command()(node.gc)
     app.command(name="audit")(node.audit_node)
     app.command()(ram.ram_policy)
+    app.command()(manifests.manifests)
     app.add_typer(cni.app, name="cni")
     app.add_typer(kube.app, name="kube")
     app.add_typer(lab.app, name="lab")

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from terway_core.config import Config
+from terway_core.kube.manifests import daemon
 from terway_core.registry import REQUIRED_HOOKS, Drivers
 from terway_core.testing.base import Rig
 from terway_core.testing.lease_cases import LeaseCases
@@ -78,6 +80,19 @@ class DriverConformance(LeaseCases, WiringCases):
         for rule in rig.drivers.rbac(rig.mode):
             assert sorted(rule) == ["apiGroups", "resources", "verbs"]
             assert all(rule.values())
+
+    def test_manifests_are_objects_of_kubernetes(self, rig: Rig) -> None:
+        """An operator applies them with the daemon's own, which they must not replace.
+
+        If this fails, give each object ``apiVersion``, ``kind`` and a name of its own.
+        """
+        config = Config(drivers=(rig.mode,))
+        names = [
+            (manifest["kind"], manifest["metadata"]["name"])
+            for manifest in (*daemon(config, "image"), *rig.drivers.manifests(rig.mode, config, "image"))
+            if manifest["apiVersion"]
+        ]
+        assert len(set(names)) == len(names)
 
     def test_conflist_keeps_what_is_there(self, rig: Rig) -> None:
         """A driver adds plugins to the chain after ours, and takes none away.

@@ -90,6 +90,13 @@ class AsksForNothingInParticular(ExampleDriver):
         return [{"apiGroups": [""], "resources": ["pods"]}]
 
 
+@wrong("test_manifests_are_objects_of_kubernetes")
+class ReplacesTheDaemon(ExampleDriver):
+    @hookimpl
+    def terway_manifests(self, config, image):
+        return [{"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "terway"}}]
+
+
 @wrong("test_conflist_keeps_what_is_there")
 class StartsAfresh(ExampleDriver):
     @hookimpl

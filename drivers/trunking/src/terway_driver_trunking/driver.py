@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
-from terway_core.config import parse_options
+from terway_core.config import Config, parse_options
 from terway_core.errors import InvalidConfig, NoAddress, RetryLater
 from terway_core.hookspecs import hookimpl
 from terway_core.ipam import GivenAddresses
@@ -161,6 +161,12 @@ class TrunkingDriver:
     def terway_rbac(self) -> list[dict[str, list[str]]]:
         podenis = [api.PODENIS.plural]
         return [{"apiGroups": [api.GROUP], "resources": podenis, "verbs": ["list", "watch"]}]
+
+    @hookimpl
+    def terway_manifests(self, config: Config, image: str) -> list[dict[str, Any]]:
+        from terway_driver_trunking.manifests import manifests
+
+        return manifests(config, image)
 
     @hookimpl
     def terway_commands(self) -> typer.Typer:
