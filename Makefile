@@ -1,5 +1,6 @@
 # make demo   two nodes, six pods, every path measured: the whole of terway on one machine
 # make test   everything that proves it works; needs root, installs what it needs
+# make test-kubernetes  in a cluster of real kubelets and containerds; builds Kubernetes once, in ten minutes
 # make check  formatting, lint, types, layering
 # make bench  against the Go plugins of containernetworking-plugins
 
@@ -11,11 +12,12 @@ export PYTHONDONTWRITEBYTECODE =
 # Debian packages: what a node needs, and what the tests drive besides.
 APT_NODE := python3-venv libnftables1
 APT_TEST := busybox-static containerd containernetworking-plugins gcc iproute2 iptables libc6-dev nftables runc
+APT_KUBE := dpkg-dev procps
 APT_BENCH := iperf3
 # A second kernel, for what the machine's own may lack; there is none for other architectures.
 APT_UML  := $(if $(filter x86_64,$(shell uname -m)),iproute2 kmod user-mode-linux)
 
-.PHONY: demo test check bench format constraints clean apt-node apt-test apt-bench apt-uml
+.PHONY: demo test test-kubernetes check bench format constraints clean apt-node apt-test apt-kube apt-bench apt-uml
 
 demo: apt-node apt-uml .venv/installed
 	$(BIN)/terway lab demo
@@ -28,6 +30,10 @@ else
 # One by one: each looks whether it left the machine as it found it.
 	$(BIN)/pytest -m "kernel or e2e"
 endif
+
+test-kubernetes: apt-node apt-test apt-kube .venv/installed
+	$(BIN)/python tests/kubernetes/build.py
+	$(BIN)/pytest $(or $(TESTS),tests/kubernetes)
 
 check: apt-node .venv/installed
 	$(BIN)/ruff format --check .
@@ -61,6 +67,9 @@ apt-test:
 
 apt-bench:
 	@$(call apt-install,$(APT_BENCH))
+
+apt-kube:
+	@$(call apt-install,$(APT_KUBE))
 
 apt-uml:
 	@$(call apt-install,$(APT_UML))

@@ -114,6 +114,7 @@ def running(programs: Programs, folder: Path, *accounts: str) -> Iterator[RealAp
             # Nobody makes service accounts for namespaces here; that is a controller's work.
             "--disable-admission-plugins=ServiceAccount",
             "--endpoint-reconciler-type=none",
+            "--allow-privileged=true",
         ],
     ]
     with ExitStack() as stack:

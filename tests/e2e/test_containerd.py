@@ -36,7 +36,7 @@ def _equipped():
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     with Machine(f"terway-e2e-{os.getpid()}") as machine:
-        yield Lab(machine, tmp_path_factory.mktemp("lab"))
+        yield Lab(machine, tmp_path_factory.mktemp("lab"), "--ip-stack", "dual")
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +156,13 @@ def test_bandwidth_annotations_arrive_as_capability(containerd, node, nothing_le
 @pytest.fixture
 def two_addresses(node, containerd):
     """The node has IPv4 addresses for two pods, and no more: those of this CIDR."""
-    ipv4, ipv6 = node.options["pod_cidrs"]
+    options = node.settings["options"]["vpc"]
+    ipv4, ipv6 = options["pod_cidrs"]
     *_, last = ip_network(ipv4).subnets(new_prefix=30)  # at the other end: the first ones rest
     cidr = str(last)
     changed = {"pod_cidrs": [cidr, ipv6], "route_controller": False}
     node.kill_daemon()
-    node.start_daemon(options={"vpc": node.options | changed})
+    node.start_daemon(options={"vpc": options | changed})
     yield cidr
     containerd.remove_all()
     node.kill_daemon()

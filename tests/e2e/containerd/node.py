@@ -38,15 +38,19 @@ T = TypeVar("T")
 
 
 class Lab:
-    """A lab of two nodes on the machine; it ends with the machine."""
+    """A lab of two nodes on the machine; it ends with the machine.
 
-    def __init__(self, machine: Machine, folder: Path) -> None:
+    :param options: of ``terway lab up``.
+    """
+
+    def __init__(self, machine: Machine, folder: Path, *options: object) -> None:
         self._machine = machine
         self._folder = folder
-        self.terway("up", "--nodes", 2, "--ip-stack", "dual")
-        env = json.loads(self.terway("env", "--json"))
-        self.internet: list[str] = env["internet"]["addresses"]
-        self.nodes = [Node(machine, node) for node in env["nodes"]]
+        self.terway("up", "--nodes", 2, *options)
+        #: What ``terway lab env`` says.
+        self.env: dict[str, Any] = json.loads(self.terway("env", "--json"))
+        self.internet: list[str] = self.env["internet"]["addresses"]
+        self.nodes = [Node(machine, node) for node in self.env["nodes"]]
 
     def add_pod(self, node: Node, name: str) -> list[str]:
         """Start a pod by the lab's own runtime; its addresses."""
@@ -74,10 +78,10 @@ class Node:
         self.cni_conf_dir = Path(env["cni_conf_dir"])
         self._socket = Path(env["socket"])
         self._spool = Path(env["state_dir"]) / "spool"
-        self._config = Path(env["config"])
+        self.config = Path(env["config"])
         self._log = Path(env["log"])
-        #: The vpc driver's section of the daemon's configuration.
-        self.options: dict[str, Any] = yaml.safe_load(self._config.read_text())["options"]["vpc"]
+        #: What differs from the defaults in the daemon's configuration.
+        self.settings: dict[str, Any] = yaml.safe_load(self.config.read_text())
 
     def run(self, *command: object) -> str:
         """Run a command in the node's network namespace and return what it prints."""
@@ -97,7 +101,7 @@ class Node:
         if not self._problem():
             return
         env = {f"TERWAY_{name.upper()}": json.dumps(value) for name, value in settings.items()}
-        command = (TERWAY, "daemon", "--config", self._config)
+        command = (TERWAY, "daemon", "--config", self.config)
         self.machine.start(*command, netns=self.netns, log=self._log, env=env)
         eventually(self._problem, "")
 
@@ -108,9 +112,13 @@ class Node:
         except IOFailure as error:
             return f"{error}; its log: {self._log}"
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The daemon's journal: a row for each sandbox."""
+        return list(ask(self._socket, "GET", "/v1/pods"))
+
     def pods(self) -> dict[str, list[str]]:
         """The addresses of each sandbox that the daemon's journal knows, by the sandbox's id."""
-        return {pod["container_id"]: pod["addresses"] for pod in ask(self._socket, "GET", "/v1/pods")}
+        return {pod["container_id"]: pod["addresses"] for pod in self.rows()}
 
     def spooled(self) -> list[str]:
         """What waits for the daemon."""
@@ -118,7 +126,7 @@ class Node:
 
     def audit(self) -> str:
         """Run ``terway audit``, which must find no difference."""
-        return self.run(TERWAY, "audit", "--config", self._config)
+        return self.run(TERWAY, "audit", "--config", self.config)
 
     def traces(self) -> Traces:
         """Everything that a pod could leave behind in the node's network, and in the spool."""

@@ -12,14 +12,16 @@ from .cri import Cri, CriError
 from .machine import Machine
 from .node import Node, eventually
 
-# Root and state are where they are by default, /var/lib and /run: those are the machine's own. A profile of
+# Root and state are in /var/lib and /run, as by default: those are the machine's own. A profile of
 # AppArmor would stay in the kernel, and a root without CAP_SYS_RESOURCE cannot lower an oom_score_adj.
 CONFIG = """
 version = 2
+root = "/var/lib/containerd/{node}"
+state = "/run/containerd/{node}"
 [grpc]
   address = "{socket}"
 [plugins."io.containerd.internal.v1.opt"]
-  path = "/var/lib/containerd/opt"
+  path = "/var/lib/containerd/{node}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{image}"
   disable_apparmor = true
@@ -57,9 +59,10 @@ class Containerd:
         socket, config, archive = (
             folder / name for name in ("containerd.sock", "containerd.toml", "image.tar")
         )
+        self.socket = socket
         loopback = node.cni_bin_dir / LOOPBACK.name
         loopback.symlink_to(LOOPBACK)
-        settings = {"bin_dir": node.cni_bin_dir, "conf_dir": node.cni_conf_dir}
+        settings = {"node": node.name, "bin_dir": node.cni_bin_dir, "conf_dir": node.cni_conf_dir}
         config.write_text(CONFIG.format(socket=socket, image=image.NAME, **settings))
         image.write_image(archive)
         self._machine.start("containerd", "--config", config, netns=node.netns, log=folder / "containerd.log")
