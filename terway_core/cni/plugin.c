@@ -149,7 +149,7 @@ static int parse_reply(char *reply, size_t length, char **body, size_t *size) {
     const char *field = strcasestr(reply, "\r\ncontent-length:"), *first, *last;
     if (!field || field > end || strncmp(reply, "HTTP/1.", 7) || reply[9] == '0' || strspn(reply + 9, DIGITS) < 3) return -1;
     last = digits(first = field + 17 + strspn(field + 17, " \t"));
-    if (!last || last - first > 9 || strncmp(last + strspn(last, " \t"), "\r\n", 2)) return -1;
+    if (!last || last - first - (long)strspn(first, "0") > 9 || strncmp(last + strspn(last, " \t"), "\r\n", 2)) return -1;
     *body = end + 4;
     *size = (size_t)atol(first);
     return *size <= length - (size_t)(*body - reply) ? atoi(strndupa(reply + 9, 3)) : 0;

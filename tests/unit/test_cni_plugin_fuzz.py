@@ -7,7 +7,7 @@ import os
 import subprocess
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from terway_core.cni.protocol import Command
@@ -121,6 +121,7 @@ def test_same_answer_to_any_input(both, command, data: bytes) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(command=st.sampled_from(["ADD", "CHECK", "STATUS"]), reply=mutated(replies))
+@example(command="ADD", reply=b"HTTP/1.1 200 OK\r\nContent-Length: 000000000002\r\n\r\n{}")
 def test_same_answer_to_any_reply(both, tmp_path, command, reply: bytes) -> None:
     socket = f"{tmp_path}/sock"
     data = json.dumps({"socket": socket}).encode()
