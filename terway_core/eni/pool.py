@@ -203,6 +203,18 @@ class Pool:
             raise RetryLater(f"the host has no link with MAC address {eni.mac}, that of {eni.eni_id}")
         return link
 
+    def allocate_with_link(self, owner: str) -> tuple[Grant, FoundLink]:
+        """Addresses for ``owner``, and the host's link of their ENI; the owner keeps nothing when it fails.
+
+        :raises NoAddress: as :meth:`allocate`. :raises RetryLater: also as :meth:`link_of`.
+        """
+        grant = self.allocate(owner)
+        try:
+            return grant, self.link_of(grant.eni)
+        except RetryLater:
+            self.release(owner)
+            raise
+
     def trunk(self) -> Eni:
         """The trunk ENI.
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_interface
 
 from terway_core.eni.ledger import Ledger
 from terway_core.eni.model import Eni, EniAddress, EniState, Use
-from terway_core.types import IPAddress
+from terway_core.types import IPAddress, IPInterface
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,12 @@ class Grant:
 
     eni: Eni
     addresses: tuple[EniAddress, ...]
+
+    @property
+    def interfaces(self) -> tuple[IPInterface, ...]:
+        """The addresses as a pod has them, each alone in its subnet; IPv4 first."""
+        ordered = sorted(self.addresses, key=lambda row: row.address.version)
+        return tuple(ip_interface(row.address) for row in ordered)
 
 
 class Rows:

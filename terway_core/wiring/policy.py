@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ipaddress import ip_interface
 from typing import Final
 
-from terway_core.wiring.objects import Address, IPAddress, LinkUp, Route, Sysctl, WiringObject
+from terway_core.wiring.objects import Address, IPAddress, LinkUp, Route, WiringObject
 from terway_core.wiring.veth import FAMILIES, ipv6_sysctls
 
 #: Priorities that network-policy agents and Alibaba Cloud's own Terway expect.
@@ -37,9 +37,7 @@ def way_by_eni(
     if gateway.version == 4:
         return [LinkUp(dev=dev, mtu=mtu), *own, route]
     return [
-        *ipv6_sysctls(dev, forwarding=True),
-        # Nobody else has these addresses; while one is tentative the link solicits no neighbour.
-        Sysctl(key=f"ipv6/conf/{dev}/accept_dad", value="0"),
+        *ipv6_sysctls(dev, forwarding=True, dad=False),
         LinkUp(dev=dev, mtu=mtu),
         *own,
         route,

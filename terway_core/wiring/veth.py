@@ -80,9 +80,14 @@ def wire_by_veth(attachment: Attachment, lease: Lease, mtu: int) -> VethWiring:
     return VethWiring(tuple(node), tuple(host), tuple(pod))
 
 
-def ipv6_sysctls(dev: str, *, forwarding: bool) -> list[WiringObject]:
-    """IPv6 on, although images and hosts may turn it off by default; nobody on a pod's link advertises."""
+def ipv6_sysctls(dev: str, *, forwarding: bool, dad: bool = True) -> list[WiringObject]:
+    """IPv6 on, although images and hosts may turn it off by default; nobody on a pod's link advertises.
+
+    :param dad: whether duplicates of an address are looked for. On an ENI there are none, for the VPC knows
+        who has it; and while an address is tentative the link solicits no neighbour.
+    """
     wanted = {"disable_ipv6": "0", "accept_ra": "0"} | ({"forwarding": "1"} if forwarding else {})
+    wanted |= {} if dad else {"accept_dad": "0"}
     return [Sysctl(key=f"ipv6/conf/{dev}/{name}", value=value) for name, value in wanted.items()]
 
 

@@ -90,11 +90,7 @@ class EniDriver:
         shared: list[WiringObject] = []
         for address, gateway in zip(lease.addresses, lease.gateways, strict=True):
             if address.version == 6:
-                pod += [
-                    *ipv6_sysctls(dev, forwarding=False),
-                    # The VPC knows who has the address; while it is tentative nobody is solicited.
-                    Sysctl(key=f"ipv6/conf/{dev}/accept_dad", value="0"),
-                ]
+                pod += ipv6_sysctls(dev, forwarding=False, dad=False)
             everywhere = FAMILIES[address.version].everywhere
             pod += [Address(dev=dev, address=address), Route(dst=everywhere, dev=dev, via=gateway)]
         if self._options.host_peer and dev == "eth0":

@@ -68,17 +68,8 @@ class EniipIpvlanDriver:
 
     @hookimpl
     def terway_allocate(self, attachment: Attachment, node: Node) -> Lease:
-        pool = self._started()
-        owner = str(attachment.key)
-        grant = pool.allocate(owner)
-        try:
-            link = pool.link_of(grant.eni)
-        except RetryLater:
-            pool.release(owner)
-            raise
-        addresses = tuple(
-            ip_interface(row.address) for row in sorted(grant.addresses, key=lambda row: row.address.version)
-        )
+        grant, link = self._started().allocate_with_link(str(attachment.key))
+        addresses = grant.interfaces
         return Lease(
             addresses=addresses,
             gateways=tuple(grant.eni.gateway(address.version) for address in addresses),
@@ -100,11 +91,7 @@ class EniipIpvlanDriver:
             own = [address_ for address_ in node.addresses if address_.version == address.version]
             if address.version == 6:
                 shared += [*ipv6_sysctls(dev, forwarding=True), *ipv6_sysctls(child, forwarding=True)]
-                pod += [
-                    *ipv6_sysctls(pod_if, forwarding=False),
-                    # The VPC knows who has the address; while it is tentative nobody is solicited.
-                    Sysctl(key=f"ipv6/conf/{pod_if}/accept_dad", value="0"),
-                ]
+                pod += ipv6_sysctls(pod_if, forwarding=False, dad=False)
             shared += (Address(dev=child, address=ip_interface(one)) for one in own)
             # For pods of eniip_veth: the child, which has the node's address now, hears the gateway's answers
             # to what the host asks by the ENI itself.

@@ -7,7 +7,7 @@ table, what comes from it in the table of its ENI.
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from terway_core.errors import InvalidConfig, RetryLater
@@ -36,17 +36,8 @@ class EniipVethDriver:
 
     @hookimpl
     def terway_allocate(self, attachment: Attachment, node: Node) -> Lease:
-        pool = self._started()
-        owner = str(attachment.key)
-        grant = pool.allocate(owner)
-        try:
-            link = pool.link_of(grant.eni)
-        except RetryLater:
-            pool.release(owner)
-            raise
-        addresses = tuple(
-            ip_interface(row.address) for row in sorted(grant.addresses, key=lambda row: row.address.version)
-        )
+        grant, link = self._started().allocate_with_link(str(attachment.key))
+        addresses = grant.interfaces
         return Lease(
             addresses=addresses,
             gateways=tuple(FAMILIES[address.version].next_hop for address in addresses),
