@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from terway_driver_eni import EniDriver
 
-from terway_core.eni.pool import Pool
 from terway_core.testing.base import Rig
 from terway_core.testing.conformance import DriverConformance
-from terway_core.testing.eni import FakeLinks, simulated_pool
-from terway_core.testing.fakes import FakeClock, WatchedStore
+from terway_core.testing.eni import FakeLinks
+from terway_core.testing.eni_fixtures import EniFixtures
 from terway_core.testing.wiring_cases import POD
 from terway_core.types import Attachment
 from terway_core.wiring import netlink
@@ -20,30 +19,14 @@ from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import MoveLink, Veth
 
 
-class TestEni(DriverConformance):
+class TestEni(EniFixtures, DriverConformance):
     mode = "eni"
     supports_dual_stack = True
+    instance_type = "ecs.g7.4xlarge"
 
     @pytest.fixture
     def driver(self) -> EniDriver:
         return EniDriver()
-
-    @pytest.fixture
-    def links(self) -> FakeLinks:
-        return FakeLinks()
-
-    @pytest.fixture
-    def eni_pool(
-        self,
-        links: FakeLinks,
-        terway_store: WatchedStore,
-        terway_clock: FakeClock,
-        families: tuple[int, ...],
-    ) -> Iterator[Callable[[str], Pool]]:
-        with simulated_pool(
-            terway_store, terway_clock, links.find, families=families, instance_type="ecs.g7.4xlarge"
-        ) as simulated:
-            yield simulated.start
 
     def leftovers(self, rig: Rig) -> list[str]:
         enis = rig.services.eni_pool("exclusive").describe()
@@ -57,7 +40,7 @@ class TestEni(DriverConformance):
         )
 
     @pytest.fixture
-    def host(self, rig: Rig, links: FakeLinks, terway_netns: Callable[[], Namespace]) -> Iterator[Namespace]:
+    def host(self, rig: Rig, links: FakeLinks, terway_netns: Callable[[], Namespace]) -> Namespace:
         """A node with a link for the ENI that the case will get: just plugged in, and down."""
         host, beyond = terway_netns(), terway_netns()
         rig.allocate(POD)

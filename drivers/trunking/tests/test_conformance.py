@@ -15,12 +15,9 @@ from terway_core.eni.pool import Pool
 from terway_core.errors import RetryLater
 from terway_core.kube.cluster import Cluster
 from terway_core.testing.conformance import DriverConformance
-from terway_core.testing.eni import FakeLinks, simulated_pool
-from terway_core.testing.fakes import FakeClock, WatchedStore, make_attachment
+from terway_core.testing.eni_fixtures import EniFixtures
+from terway_core.testing.fakes import FakeClock, make_attachment
 from terway_core.testing.kube import simulated_cluster
-from terway_core.wiring.engine import Engine
-from terway_core.wiring.netns import Namespace
-from terway_core.wiring.objects import Veth, Wiring
 
 #: Every so many pods two have the same address, one after the other: the suite's have numbers from 1, 1000
 #: and 2000 on.
@@ -28,23 +25,14 @@ ADDRESSES = 9
 ADDRESS, ADDRESS6 = ip_address("192.168.2.1"), ip_address("2001:db8:2::1")
 
 
-class TestTrunking(DriverConformance):
+class TestTrunking(EniFixtures, DriverConformance):
     mode = "trunking"
     supports_dual_stack = True
+    instance_type = "ecs.g7.4xlarge"
 
     @pytest.fixture
     def driver(self) -> TrunkingDriver:
         return TrunkingDriver()
-
-    @pytest.fixture
-    def eni_pool(
-        self, terway_store: WatchedStore, terway_clock: FakeClock, families: tuple[int, ...]
-    ) -> Iterator[Callable[[str], Pool]]:
-        links = FakeLinks()
-        with simulated_pool(
-            terway_store, terway_clock, links.find, families=families, instance_type="ecs.g7.4xlarge"
-        ) as simulated:
-            yield simulated.start
 
     @pytest.fixture
     def kube(
@@ -69,16 +57,6 @@ class TestTrunking(DriverConformance):
                     api.PODENIS, bound(make_attachment(number).pod, trunk, *ips, interfaces=interfaces)
                 )
             yield simulated.cluster
-
-    @pytest.fixture
-    def host(self, terway_netns: Callable[[], Namespace]) -> Namespace:
-        """A node whose ``eth1`` leads into another namespace, as if it were the VPC."""
-        host, beyond = terway_netns(), terway_netns()
-        engine = Engine(beyond)
-        link = Veth(name="far", peer="eth1", mac="ee:ff:ff:ff:ff:ff", peer_mac="00:16:3e:00:00:01")
-        engine.apply(Wiring(host=(link,)), host, "test")
-        engine.close()
-        return host
 
 
 def trunk_of(pool: Pool, clock: FakeClock) -> str:
