@@ -8,34 +8,17 @@ from terway_core.cli.drivers import app
 from terway_core.errors import RetryLater, UnknownDriver
 from terway_core.hookspecs import hookimpl
 from terway_core.registry import DriverInfo, Drivers
-from terway_core.types import GcReport, Lease, Outcome, Problem, Wiring
+from terway_core.types import Problem
+from tests.unit.ready_driver import ReadyDriver
 
 
-class Ready:
-    @hookimpl
-    def terway_allocate(self, attachment, node):
-        return Lease(addresses=())
-
-    @hookimpl
-    def terway_setup(self, attachment, lease, node):
-        return Wiring()
-
-    @hookimpl
-    def terway_teardown(self, attachment, lease):
-        return Outcome(changed=False)
-
-    @hookimpl
-    def terway_gc(self, live, node):
-        return GcReport()
-
-
-class Unmet(Ready):
+class Unmet(ReadyDriver):
     @hookimpl
     def terway_preflight(self, node):
         return [Problem(summary=f"{node.name} has no ipvlan [y/m]", remedy="modprobe ipvlan")]
 
 
-class Failing(Ready):
+class Failing(ReadyDriver):
     @hookimpl
     def terway_preflight(self, node):
         raise RetryLater("the probe timed out")
@@ -46,7 +29,7 @@ def run(monkeypatch, tmp_path):
     """Run ``terway drivers …`` where four drivers are installed: ready, unmet, broken and failing."""
     drivers = Drivers()
     for mode, plugin in {
-        "ready": Ready(),
+        "ready": ReadyDriver(),
         "unmet": Unmet(),
         "broken": object(),
         "failing": Failing(),
@@ -59,7 +42,7 @@ def run(monkeypatch, tmp_path):
             requirements=("terway-core>=0.1",),
         )
         drivers.register(mode, plugin, about)
-    drivers.register_wrapper("odd", Ready())
+    drivers.register_wrapper("odd", ReadyDriver())
     monkeypatch.setattr(Drivers, "installed", classmethod(lambda cls: drivers))
     config = tmp_path / "config.yaml"
 

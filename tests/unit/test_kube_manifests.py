@@ -19,7 +19,7 @@ drivers: [vpc]
 node_name: node-1
 mtu: 1400
 kube:
-  kubeconfig: /root/.kube/config
+  kubeconfig: /etc/kubernetes/terway.conf
   namespace: networking
 pool:
   vswitch_ids: [vsw-1]

@@ -10,29 +10,13 @@ from terway_core.lab import kernel, uml
 from terway_core.lab.build import up
 from terway_core.lab.state import Lab, LabError, Spec
 from terway_core.registry import Drivers
-from terway_core.types import GcReport, Lease, Outcome, Problem
-from terway_core.wiring.objects import Wiring
+from terway_core.types import Problem
+from tests.unit.ready_driver import ReadyDriver
 
 
-class Driver:
+class Driver(ReadyDriver):
     def __init__(self, *problems):
         self.problems = list(problems)
-
-    @hookimpl
-    def terway_allocate(self, attachment, node):
-        return Lease(addresses=())
-
-    @hookimpl
-    def terway_setup(self, attachment, lease, node):
-        return Wiring()
-
-    @hookimpl
-    def terway_teardown(self, attachment, lease):
-        return Outcome(changed=False)
-
-    @hookimpl
-    def terway_gc(self, live, node):
-        return GcReport()
 
     @hookimpl
     def terway_preflight(self, node, options):
