@@ -275,5 +275,6 @@ def test_preflight_reports_what_masquerading_lacks(rig, monkeypatch):
     problem = Problem(summary="no nf_tables", remedy="another kernel")
     monkeypatch.setattr(nft, "preflight", lambda: problem)
     assert rig.drivers.preflight("vpc", NODE) == [problem]
+    assert rig.drivers.preflight("vpc", NODE, {"masquerade": False}) == []
     monkeypatch.setattr(nft, "preflight", lambda: None)
     assert rig.drivers.preflight("vpc", NODE) == []

@@ -6,8 +6,9 @@ Services are the exception, because kube-proxy works in the host's stack: ``veth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from ipaddress import ip_interface, ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from terway_core.config import parse_options
 from terway_core.errors import RetryLater
@@ -108,8 +109,10 @@ class EniDriver:
         return GcReport(released=tuple(released), problems=tuple(pool.problems))
 
     @hookimpl
-    def terway_preflight(self, node: Node) -> list[Problem]:
-        return [problem] if (problem := nft.preflight()) else []
+    def terway_preflight(self, node: Node, options: Mapping[str, Any]) -> list[Problem]:
+        # Only what comes from the pod by the host's stack is masqueraded.
+        problem = nft.preflight() if parse_options(Options, "eni", options).host_peer else None
+        return [problem] if problem else []
 
     def _add_host_peer(
         self,
