@@ -170,7 +170,7 @@ class Daemon:
         records = self.store.records()
         known = {record.owner for record in records}
         if any(isinstance(obj, Ipvlan) for record in records if record.wiring for obj in record.wiring.node):
-            known.add("")
+            known.add("")  # an ENI's child on the host is marked as ours and is nobody's: pods share it
         if self.engine.owners() - known:
             adopt(self.store, HostState.read(), self._clock())
         for record in self.store.records():
