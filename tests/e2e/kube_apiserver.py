@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from terway_core.config import KubeConfig
 from terway_core.errors import KubeError
 from terway_core.kube import NAMESPACES, NODES, PODS, KubeClient
-from terway_core.lab.kubernetes.real import Programs
+from terway_core.lab.kubernetes.real import Programs, apiserver_command
 
 #: Seconds until it must serve; a loaded machine takes its time.
 PATIENCE = 90.0
@@ -76,14 +74,6 @@ def running(programs: Programs, folder: Path, *accounts: str) -> Iterator[RealAp
     client_port, peer_port, port = _free_ports(3)
     etcd = f"http://127.0.0.1:{client_port}"
     peer = f"http://127.0.0.1:{peer_port}"
-    key = folder / "service-account.key"
-    key.write_bytes(
-        rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-    )
     tokens = ['token-of-admin,admin,1,"system:masters"']
     tokens += [f"token-of-{one},system:serviceaccount:kube-system:{one},{one}" for one in accounts]
     (folder / "tokens.csv").write_text("\n".join(tokens) + "\n")
@@ -98,24 +88,9 @@ def running(programs: Programs, folder: Path, *accounts: str) -> Iterator[RealAp
             f"--initial-cluster=default={peer}",
             "--unsafe-no-fsync",
         ],
-        [
-            str(programs.apiserver),
-            f"--etcd-servers={etcd}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            f"--secure-port={port}",
-            f"--cert-dir={folder}",
-            f"--token-auth-file={folder / 'tokens.csv'}",
-            "--authorization-mode=RBAC",
-            f"--service-account-key-file={key}",
-            f"--service-account-signing-key-file={key}",
-            "--service-account-issuer=https://kubernetes.default.svc",
-            "--service-cluster-ip-range=172.21.0.0/20",
-            # Nobody makes service accounts for namespaces here; that is a controller's work.
-            "--disable-admission-plugins=ServiceAccount",
-            "--endpoint-reconciler-type=none",
-            "--allow-privileged=true",
-        ],
+        apiserver_command(
+            programs, folder, etcd=etcd, address="127.0.0.1", port=port, service_cidr="172.21.0.0/20"
+        ),
     ]
     with ExitStack() as stack:
         processes = []

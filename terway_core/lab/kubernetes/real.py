@@ -66,28 +66,43 @@ def start_apiserver(lab: Lab, programs: Programs, tokens: Mapping[str, str]) -> 
         f'{tokens["admin"]},admin,1,"system:masters"\n{tokens["daemon"]},{account},2\n'
     )
     (folder / "tokens.csv").chmod(0o600)
+    argv = apiserver_command(
+        programs,
+        folder,
+        etcd="http://127.0.0.1:2379",
+        address=str(fabric.KUBERNETES),
+        port=fabric.KUBERNETES_PORT,
+        service_cidr=str(fabric.SERVICE_CIDR),
+    )
+    return _spawn(lab, "apiserver", argv)
+
+
+def apiserver_command(
+    programs: Programs, folder: Path, *, etcd: str, address: str, port: int, service_cidr: str
+) -> list[str]:
+    """The command line of a kube-apiserver that keeps its certificate, keys and ``tokens.csv`` in ``folder``;
+    makes the key of its service accounts."""
     key = folder / "service-account.key"
     key.write_bytes(_private_key())
     key.chmod(0o600)
-    argv = [
+    return [
         str(programs.apiserver),
-        "--etcd-servers=http://127.0.0.1:2379",
-        f"--bind-address={fabric.KUBERNETES}",
-        f"--advertise-address={fabric.KUBERNETES}",
-        f"--secure-port={fabric.KUBERNETES_PORT}",
+        f"--etcd-servers={etcd}",
+        f"--bind-address={address}",
+        f"--advertise-address={address}",
+        f"--secure-port={port}",
         f"--cert-dir={folder}",
         f"--token-auth-file={folder / 'tokens.csv'}",
         "--authorization-mode=RBAC",
         f"--service-account-key-file={key}",
         f"--service-account-signing-key-file={key}",
         "--service-account-issuer=https://kubernetes.default.svc",
-        f"--service-cluster-ip-range={fabric.SERVICE_CIDR}",
+        f"--service-cluster-ip-range={service_cidr}",
         # Nobody makes service accounts for namespaces here; that is a controller's work.
         "--disable-admission-plugins=ServiceAccount",
         "--endpoint-reconciler-type=none",
         "--allow-privileged=true",
     ]
-    return _spawn(lab, "apiserver", argv)
 
 
 def _spawn(lab: Lab, name: str, argv: list[str]) -> Process:
