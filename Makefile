@@ -9,9 +9,9 @@ BIN    := .venv/bin
 # Compiled once: every start of the daemon and of the command line gains from it.
 export PYTHONDONTWRITEBYTECODE =
 
-# Debian packages: what a node needs, and what the tests drive besides.
-APT_NODE := python3-venv libnftables1
-APT_TEST := busybox-static containerd containernetworking-plugins gcc iproute2 iptables libc6-dev nftables runc
+# Debian packages: what a node needs, with what compiles its plugin, and what the tests drive besides.
+APT_NODE := python3-venv libnftables1 gcc musl-tools
+APT_TEST := busybox-static containerd containernetworking-plugins iproute2 iptables libc6-dev nftables runc
 APT_KUBE := dpkg-dev procps
 APT_BENCH := iperf3
 # A second kernel, for what the machine's own may lack; there is none for other architectures.

@@ -30,25 +30,28 @@ class PluginBuilder(BuildHookInterface[Any]):
         """Statically where that works: the host on which it is installed may have another C library."""
         target.unlink(missing_ok=True)
         scratch = target.with_name(f".{BINARY}.{os.getpid()}")
-        compiler = [
-            *shlex.split(os.environ.get("CC", "cc")),
-            "-std=gnu11",
-            "-O2",
-            "-s",
-            "-o",
-            scratch,
-            source,
-        ]
-        for how in (["-static"], []):
+        problem = ""
+        for compiler in self._compilers():
             try:
-                done = subprocess.run([*compiler, *how], capture_output=True, text=True)
+                done = subprocess.run(
+                    [*compiler, "-std=gnu11", "-O2", "-s", "-o", scratch, source],
+                    capture_output=True,
+                    text=True,
+                )
             except OSError as error:
-                self.app.display_warning(f"no C compiler, so the slower Python plugin is used: {error}")
-                return False
+                problem = problem or str(error)
+                continue
             if done.returncode == 0:
                 scratch.replace(target)
                 return True
+            problem = done.stderr
         self.app.display_warning(
-            f"{source.name} did not compile, the slower Python plugin is used: {done.stderr}"
+            f"{source.name} is not compiled, the slower Python plugin is used: {problem}"
         )
         return False
+
+    def _compilers(self) -> list[list[str]]:
+        """Best first. A process with musl starts in 0.2 ms, one with glibc, which touches 30 pages, in 0.6."""
+        chosen = os.environ.get("CC")
+        compilers = [shlex.split(chosen)] if chosen else [["musl-gcc"], ["cc"]]
+        return [[*compiler, "-static"] for compiler in compilers] + compilers[-1:]

@@ -152,7 +152,7 @@ static int parse_reply(char *reply, size_t length, char **body, size_t *size) {
     if (!last || last - first - (long)strspn(first, "0") > 9 || strncmp(last + strspn(last, " \t"), "\r\n", 2)) return -1;
     *body = end + 4;
     *size = (size_t)atol(first);
-    return *size <= length - (size_t)(*body - reply) ? atoi(strndupa(reply + 9, 3)) : 0;
+    return *size <= length - (size_t)(*body - reply) ? ((reply[9] * 10 + reply[10]) * 10 + reply[11]) - '0' * 111 : 0;
 }
 
 /* Let the daemon serve the request, print its answer and exit; or return why there is none. */
