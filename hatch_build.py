@@ -51,7 +51,7 @@ class PluginBuilder(BuildHookInterface[Any]):
         return False
 
     def _compilers(self) -> list[list[str]]:
-        """Best first. A process with musl starts in 0.2 ms, one with glibc, which touches 30 pages, in 0.6."""
+        """Best first. A process with musl starts in 0.2 ms; one with glibc touches 30 pages, in 0.6 ms."""
         chosen = os.environ.get("CC")
         compilers = [shlex.split(chosen)] if chosen else [["musl-gcc"], ["cc"]]
         return [[*compiler, "-static"] for compiler in compilers] + compilers[-1:]

@@ -2,6 +2,9 @@
 
 A pool knows three kinds of address: owned, resting (given back, not yet to be used again, because somebody
 may still send to its last owner), and free. Only the first two have rows.
+
+A change is on disk with the lease that it leads to, which is a durable write; a power cut before that undoes
+both. One that undoes a release leaves an owner whose pod it has ended.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class _OwnedAddresses(ABC):
                 ).rowcount
             )
 
-        return self._store.write(change)
+        return self._store.write(change, durable=False)
 
     def collect(self, live: Iterable[str]) -> list[str]:
         """Give back the addresses of owners that are neither in ``live`` nor in the journal.
@@ -134,7 +137,7 @@ class AddressPool(_OwnedAddresses):
 
         :raises NoAddress: every address is owned or rests.
         """
-        found = self._store.write(lambda db: self._allocate(db, owner))
+        found = self._store.write(lambda db: self._allocate(db, owner), durable=False)
         if isinstance(found, NoAddress):
             raise found  # only now: raised in the transaction it would undo what that did about the clock
         return found
@@ -216,7 +219,7 @@ class GivenAddresses(_OwnedAddresses):
                     (self.name, address, owner),
                 )
 
-        self._store.write(change)
+        self._store.write(change, durable=False)
 
     def _is_ours(self, address: IPAddress, driver: str) -> bool:
         return driver == self.name

@@ -2,7 +2,11 @@
 
 Every side effect of an attachment is written here before it happens, so that a start after ``kill -9`` can
 finish or undo it. One caller writes at a time, for all who wait, in one transaction: many pay for one fsync,
-none waits for a thread to wake up, and each of them returns only after it (``synchronous=FULL``).
+none waits for a thread to wake up, and each of them returns only after it.
+
+A write that is not *durable* spares itself that fsync. It is with the kernel, where no end of the process can
+harm it; a power cut may undo it, but none that was written before it without undoing it too. It is for what a
+power cut makes untrue anyway, because it ends all pods, and for what a durable write follows.
 """
 
 from __future__ import annotations
@@ -30,6 +34,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+#: Transactions after which the write-ahead log is brought into the tables, beside whoever writes meanwhile.
+CHECKPOINT_EVERY = 250
+#: Pages of the log (of 4 KiB) at which a writer has to do it, because it never came to an end.
+LONGEST_LOG = 10_000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attachments (
     network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
@@ -96,8 +104,9 @@ class Record:
 class _Change:
     """A write that waits for its transaction. ``turn`` is released when it is done, or first in line."""
 
-    def __init__(self, function: Callable[[sqlite3.Connection], object]) -> None:
+    def __init__(self, function: Callable[[sqlite3.Connection], object], *, durable: bool = True) -> None:
         self.function = function
+        self.durable = durable
         self.result: object = None
         self.error: BaseException | None = None
         self.done = False
@@ -118,6 +127,8 @@ class Store:
         self.path = path
         self._line: list[_Change] = []
         self._writing = False
+        self._unchecked = 0  # transactions since the last checkpoint
+        self._checkpoint = threading.Thread(target=self._write_checkpoint)
         self.was_damaged: Path | None = None
         self.read_only = read_only
         self._closed = False
@@ -145,18 +156,21 @@ class Store:
             last = _Change(lambda db: None)
             leads = self._stand_in_line(last)
         self._carry_out(last, leads)
+        if self._checkpoint.is_alive():
+            self._checkpoint.join()
         self._writer.close()
 
     # -- transactions -------------------------------------------------------------------------------------
 
-    def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, change: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """Run ``change`` in the writer's transaction; return its result once it is on disk.
 
         An exception of ``change`` undoes what it did, and nothing else.
 
+        :param durable: False: return when it is written, and leave it to a later write to bring it to disk.
         :raises StoreError: the disk did not take it, or the journal is closed; nothing of it was kept.
         """
-        mine = _Change(change)
+        mine = _Change(change, durable=durable)
         with self._lock:  # nothing comes behind the end of the line
             if self.read_only or self._closed:
                 how = "closed" if self._closed else "open for reading only"
@@ -193,7 +207,10 @@ class Store:
 
     def _write_batch(self, batch: Sequence[_Change]) -> None:
         db = self._writer
+        # A commit under FULL syncs the write-ahead log, and so all that was written before; under NORMAL not.
+        level = "FULL" if any(change.durable for change in batch) else "NORMAL"
         try:
+            db.execute(f"PRAGMA synchronous={level}")
             db.execute("BEGIN IMMEDIATE")
             for change in batch:
                 db.execute("SAVEPOINT one")
@@ -211,6 +228,19 @@ class Store:
                 db.execute("ROLLBACK")
             for change in batch:
                 change.error = change.error or self._refused(error)
+        self._unchecked += 1
+        if self._unchecked >= CHECKPOINT_EVERY and not self._checkpoint.is_alive():
+            # A caller that had to do it would wait for the disk ten times as long as for its own write.
+            self._unchecked = 0
+            self._checkpoint = threading.Thread(target=self._write_checkpoint, name="journal")
+            self._checkpoint.start()
+
+    def _write_checkpoint(self) -> None:
+        try:
+            with contextlib.closing(sqlite3.connect(self.path)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            log.warning("journal", extra={"problem": f"no checkpoint: {error}"})
 
     def _refused(self, error: BaseException) -> StoreError:
         log.error("the journal %s refused a write: %s", self.path, error)
@@ -233,7 +263,7 @@ class Store:
 
     # -- attachments --------------------------------------------------------------------------------------
 
-    def put(self, record: Record) -> None:
+    def put(self, record: Record, *, durable: bool = True) -> None:
         """Write a whole row, new or in place of the old one."""
         a = record.attachment
         row = (
@@ -252,27 +282,30 @@ class Store:
         self.write(
             lambda db: db.execute(
                 f"INSERT OR REPLACE INTO attachments VALUES ({','.join('?' * len(row))})", row
-            )
+            ),
+            durable=durable,
         )
 
     def advance(self, record: Record, state: State, *, problem: str = "") -> Record:
-        """Write that ``record`` is in ``state`` now; the rest of the row stays."""
+        """Write that ``record`` is in ``state`` now; the rest of the row stays. Not durable."""
         key = record.key
         self.write(
             lambda db: db.execute(
                 "UPDATE attachments SET state=?, problem=? WHERE network=? AND container_id=? AND ifname=?",
                 (state.value, problem, key.network, key.container_id, key.ifname),
-            )
+            ),
+            durable=False,
         )
         return replace(record, state=state, problem=problem)
 
     def remove(self, key: AttachmentKey) -> None:
-        """The attachment is gone."""
+        """The attachment is gone. Not durable: a row that comes back is one whose pod a power cut ended."""
         self.write(
             lambda db: db.execute(
                 "DELETE FROM attachments WHERE network=? AND container_id=? AND ifname=?",
                 (key.network, key.container_id, key.ifname),
-            )
+            ),
+            durable=False,
         )
 
     def get(self, key: AttachmentKey) -> Record | None:
@@ -348,7 +381,7 @@ class Store:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")  # WAL's default promises consistency, not durability
+            db.execute(f"PRAGMA wal_autocheckpoint={LONGEST_LOG}")
             if (found := db.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(found)
             version = db.execute("PRAGMA user_version").fetchone()[0]

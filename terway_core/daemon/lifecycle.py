@@ -174,7 +174,7 @@ class Lifecycle:
             created=self._clock(),
             netns_id=pod.identity,
         )
-        self._store.put(record)
+        self._store.put(record, durable=False)
         try:
             cancellation.check()
             lease = self._drivers.allocate(mode, attachment, node)
@@ -182,6 +182,8 @@ class Lifecycle:
             # Changes nothing, so the lease and the wiring are written down together.
             wiring = self._drivers.setup(mode, attachment, lease, node)
             record = replace(record, wiring=wiring, state=State.WIRING)
+            # Durable, with all before it: what the runtime is told of. That it is ready need not be; after a
+            # power cut a row is treated alike whichever it says, as its namespace is gone.
             self._store.put(record)
             cancellation.check()
             self._shared.need(record.key, wiring.node)
@@ -281,7 +283,7 @@ class Lifecycle:
                     raise
             # Without its wiring: that is gone, and what looks like it belongs to somebody else.
             record = replace(record, state=State.RELEASING, wiring=None, problem="")
-            self._store.put(record)
+            self._store.put(record, durable=False)
         try:
             self._drivers.teardown(record.driver, record.attachment, record.lease)
         except TerwayError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -137,8 +138,7 @@ class Daemon:
         """
         self._take_stock()
         server = Server(self.config.socket, self)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="server")
-        thread.start()
+        server.start()
         log.info("listening", extra={"socket": str(self.config.socket), "version": __version__})
         try:
             if self.cluster:
@@ -149,10 +149,7 @@ class Daemon:
             self._ready = False
             _notify("STOPPING=1")
             self._drain()
-            server.shutdown()
-            thread.join()
-            server.server_close()
-            self.config.socket.unlink(missing_ok=True)
+            server.close()
             self.starter.stop()
             if self.cluster:
                 self.cluster.stop()
@@ -204,6 +201,10 @@ class Daemon:
             log.error("conflist not in place", extra={"problem": str(error)})
             return False
         self._conflist_problem = ""
+        # All that is loaded by now lives as long as the process: no collection need look through it again,
+        # for which a pod would wait.
+        gc.collect()
+        gc.freeze()
         self._ready = True
         if self.cluster:
             self.cluster.node.serve()

@@ -11,14 +11,15 @@ import json
 import logging
 import os
 import socket
-import socketserver
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from socketserver import BaseServer
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs
 
 from terway_core.cni.protocol import Command, Request, asked_version, parse_request
@@ -31,46 +32,104 @@ log = logging.getLogger(__name__)
 
 #: The plugin reads at most 1 MiB of configuration and adds the CNI_* variables.
 MAX_BODY = 2 << 20
+#: Connections that wait to be accepted.
+BACKLOG = 1024
+#: Threads that are kept for connections to come.
+SPARE_THREADS = 16
 #: The plugin gives up after 110 s; whoever waits longer in line works for nobody.
 LINE_TIMEOUT = 100.0
 #: A client that stalls in the middle of a request.
 CLIENT_TIMEOUT = 120.0
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class Server:
     """Listens from its construction on; the socket is for root, or whoever runs the daemon.
+
+    Each connection has a thread, and threads wait for connections themselves: none is handed over, and none
+    is made for a request that finds one waiting. A new thread costs as much as all else of a short request.
 
     :raises IOFailure: the socket cannot be made.
     """
 
-    daemon_threads = True
-    request_queue_size = 1024
-
     def __init__(self, path: Path, daemon: Daemon) -> None:
         self.daemon = daemon
+        self._path = path
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._closed = False
         path.unlink(missing_ok=True)  # of a daemon that was killed: we hold the lock
+        self._socket = socket.socket(socket.AF_UNIX)
         before = os.umask(0o177)
         try:
-            super().__init__(str(path), Handler)
+            self._socket.bind(str(path))
+            self._socket.listen(BACKLOG)
         except OSError as error:
+            self._socket.close()
             raise IOFailure(f"the socket {path} cannot be made: {error}") from error
         finally:
             os.umask(before)
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Only root and our own user; the mode of the socket's file says so too, but files can be changed."""
-        peer = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, _ = struct.unpack("3i", peer)
-        return uid in (0, os.geteuid())
+    def start(self) -> None:
+        """Serve until :meth:`close`."""
+        self._waiting += 1
+        self._start_thread()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("request failed")
+    def close(self) -> None:
+        """Accept nothing more; what is being served goes on."""
+        self._closed = True
+        self._socket.shutdown(socket.SHUT_RDWR)  # ends accept() in all threads
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _start_thread(self) -> None:
+        # Those of clients that stall do not keep the process from ending.
+        threading.Thread(target=self._serve, name="server", daemon=True).start()
+
+    def _serve(self) -> None:
+        while connection := self._accept():
+            with self._lock:
+                self._waiting -= 1
+                alone = not self._waiting
+                self._waiting += alone
+            if alone:
+                self._start_thread()
+            with connection:
+                self._handle(connection)
+            with self._lock:
+                if self._waiting >= SPARE_THREADS:
+                    return
+                self._waiting += 1
+
+    def _accept(self) -> socket.socket | None:
+        while not self._closed:
+            try:
+                return self._socket.accept()[0]
+            except OSError as error:
+                if not self._closed:
+                    log.error("connection not accepted", extra={"problem": str(error)})
+                    time.sleep(0.1)  # no descriptor is free: it will not help to ask at once
+        return None
+
+    def _handle(self, connection: socket.socket) -> None:
+        # Only root and our own user; the mode of the socket's file says so too, but files can be changed.
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", peer)
+        if uid not in (0, os.geteuid()):
+            return
+        try:
+            Handler(connection, "", cast(BaseServer, self))  # which asks nothing of it
+        except ConnectionError:
+            # The client is gone; what was done stays done, and its retry or its DEL finds it.
+            log.debug("client gone")
+        except Exception:
+            log.exception("request failed")
 
 
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
-    server: Server
+    server: Server  # type: ignore[assignment]  # see Server._handle
+    wbufsize = -1  # head and body in one piece
     protocol_version = "HTTP/1.1"
     server_version = "terway"
     sys_version = ""
@@ -192,13 +251,12 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(data, indent=2).encode() + b"\n", "application/json")
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
-            # The client may be gone; what was done stays done, and its retry or its DEL finds it.
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         if log.isEnabledFor(logging.DEBUG):  # the line would be put together in vain

@@ -27,7 +27,8 @@ _eni: TypeAdapter[Eni] = TypeAdapter(Eni)
 
 
 class Ledger:
-    """Reads and writes rows. What it has written is on disk when it returns.
+    """Reads and writes rows. What it has written is on disk when it returns, but for who has an address: that
+    a durable write follows, be it of the lease or of what becomes of the address next.
 
     An address has one row, so two owners cannot even be written down.
     """
@@ -77,6 +78,11 @@ class Ledger:
         rows = [_row(address) for address in addresses]
         self._store.write(lambda db: _put(db, rows))
 
+    def grant(self, addresses: Iterable[EniAddress]) -> None:
+        """Write whose the addresses are."""
+        rows = [_row(address) for address in addresses]
+        self._store.write(lambda db: _put(db, rows), durable=False)
+
     def remove(self, token: str) -> None:
         """An ENI is gone, and with it its addresses."""
 
@@ -96,7 +102,8 @@ class Ledger:
         self._store.write(
             lambda db: db.execute(
                 "UPDATE eni_addresses SET owner='', rests_until=? WHERE owner=?", (rests_until, owner)
-            )
+            ),
+            durable=False,
         )
 
     def journalled(self) -> dict[str, tuple[IPAddress, ...]]:

@@ -1,7 +1,7 @@
 """The pool's rows in memory and on disk, and who gets which.
 
-Memory decides and disk remembers: a grant is made in memory under the lock, where it cannot be made twice,
-written to disk without it, and told to the caller only then. What is taken from service is on disk before
+Memory decides and the journal remembers: a grant is made in memory under the lock, where it cannot be made
+twice, written down without it, and told to the caller only then. What is taken from service is on disk before
 the cloud is asked to take it away.
 """
 
@@ -100,7 +100,7 @@ class Rows:
                 with self.changed:
                     self._ledger.put(self.enis[grant.eni.token])
             else:
-                self._ledger.put_addresses(grant.addresses)
+                self._ledger.grant(grant.addresses)
         except BaseException:
             with self.changed:
                 if grant.eni.owner:

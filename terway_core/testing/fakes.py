@@ -48,9 +48,9 @@ class WatchedStore(Store):
         with super().read() as connection:
             yield connection
 
-    def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, change: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         self.uses += 1
-        return super().write(change)
+        return super().write(change, durable=durable)
 
 
 class NoCloud:

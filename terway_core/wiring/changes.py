@@ -44,6 +44,7 @@ _ORDER = (
     VlanPush,
     VlanPop,
 )
+_RANK = {kind: rank for rank, kind in enumerate(_ORDER)}
 #: Of these, what is not taken away by a message: it stays, or is a link.
 _NOT_UNMADE = (LinkUp, Ipvlan, Clsact)
 #: An object that the kernel cannot have, so it refused to make it too: malformed, or of a family it lacks.
@@ -65,9 +66,7 @@ def apply_objects(
     :param known: links that need not be looked up, by name.
     :raises WiringError: a link is missing, or the kernel refused something; the rest was made all the same.
     """
-    ordered = sorted(
-        (obj for obj in objects if isinstance(obj, _ORDER)), key=lambda obj: _ORDER.index(type(obj))
-    )
+    ordered = sorted((obj for obj in objects if type(obj) in _RANK), key=lambda obj: _RANK[type(obj)])
     links = dict(known or {})
     needed = dict.fromkeys(name for obj in ordered for name in _needed_links(obj) if name not in links)
     links |= sock.links(list(needed))
@@ -151,15 +150,8 @@ def write_sysctls(objects: Iterable[WiringObject]) -> None:
 
 def device(obj: WiringObject) -> str:
     """The link an object hangs on; ``""`` for one that hangs on none."""
-    match obj:
-        case Address() | Route() | Neighbor() | TokenBucket() | LinkUp():
-            return obj.dev
-        case Clsact() | Redirect() | VlanPush() | VlanPop():
-            return obj.dev
-        case Ipvlan():
-            return obj.name
-        case _:
-            return ""
+    dev: str = obj.name if isinstance(obj, Ipvlan) else getattr(obj, "dev", "")
+    return dev
 
 
 def brought_up(children: Sequence[Ipvlan]) -> list[LinkUp]:

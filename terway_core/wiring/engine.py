@@ -149,9 +149,11 @@ class Engine:
         """The host's ends, by name."""
         if not veths or pod is None:
             return {}
-        replies = self._socket.send([netlink.new_veth(veth, pod.fd) for veth in veths])
-        links = self._socket.links([veth.name for veth in veths])
-        for veth, reply in zip(veths, replies, strict=True):
+        names = [veth.name for veth in veths]
+        making = [netlink.new_veth(veth, pod.fd) for veth in veths]
+        replies = self._socket.send([*making, *map(netlink.get_link, names)])
+        links = netlink.links_of(names, replies[len(veths) :])
+        for veth, reply in zip(veths, replies[: len(veths)], strict=True):
             if reply.errno == errno.EEXIST:
                 found = links.get(veth.name)
                 if found and belongs_to(found, owner):

@@ -11,7 +11,8 @@ The files of a folder say which faults befall it; the product knows nothing of t
     Calls of this step (a driver hook, or ``apply``, which wires) wait while the file is there; ``held-STEP``
     says that one does.
 ``events``
-    Gets a line for each request that is about to wait for its ``turn``, and for each ``cancel`` of an ADD.
+    Gets a line for each request that is about to wait for its ``turn``, for each ``cancel`` of an ADD, each
+    ``durable`` or ``fleeting`` write of the journal, and before each ``apply``.
 ``refuse``
     Drivers refuse to start with RetryLater while the file is there; its text is the reason.
 ``clock``
@@ -121,6 +122,15 @@ def tell(events: Path) -> None:
     """Write down what cannot be seen from outside."""
     for owner, method, event in ((SandboxLocks, "hold", "turn"), (Cancellation, "cancel", "cancel")):
         wrap(owner, method, functools.partial(append, events, event))
+    wrap(Engine, "apply", functools.partial(append, events, "apply"))
+    write = Store.write
+
+    def tell_and_write(store, change, *, durable=True):
+        answer = write(store, change, durable=durable)
+        append(events, "durable" if durable else "fleeting")
+        return answer
+
+    Store.write = tell_and_write
 
 
 def append(path: Path, line: str) -> None:

@@ -1,4 +1,4 @@
-"""A DEL that overtakes its ADD; pods that do not wait for one another."""
+"""A DEL that overtakes its ADD; pods that do not wait for one another; what is on disk before what."""
 
 import pytest
 
@@ -116,3 +116,17 @@ def test_gc_does_not_wait_for_what_is_under_way(node, command, step):
     assert node.audit() == []
     if command == "ADD":
         assert all(node.reaches(address) for address in answer.addresses)
+
+
+def test_what_a_pod_gets_is_on_disk_before_the_kernel_has_it(node):
+    path = node.faults / "events"
+    path.unlink(missing_ok=True)
+    pod = node.pod()
+    node.add(pod)
+    told = path.read_text().split()
+    before = told[: told.index("apply")]
+    assert [event for event in before if event in ("durable", "fleeting")][-1] == "durable"
+    assert told.count("durable") == 1  # one sync for each pod
+    path.unlink()
+    node.delete(pod)
+    assert "durable" not in path.read_text().split()

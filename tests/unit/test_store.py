@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from terway_core.errors import StoreError
-from terway_core.store import SCHEMA_VERSION, Record, State, Store
+from terway_core.store import CHECKPOINT_EVERY, SCHEMA_VERSION, Record, State, Store
 from terway_core.types import Attachment, AttachmentKey, Lease, Pod, Wiring
 
 json_values = st.recursive(
@@ -147,9 +148,49 @@ def held_up(store):
     return release
 
 
-def test_an_acknowledged_write_is_on_the_disk(store):
-    level = store.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0])
-    assert level == 2  # FULL: WAL is synced at every commit
+@pytest.mark.parametrize(("durable", "level"), [(True, 2), (False, 1)])
+def test_a_durable_write_is_on_the_disk(store, durable, level):
+    for _ in range(2):
+        store.write(lambda db: db.execute("SELECT 1"), durable=not durable)
+        found = store.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable=durable)
+        assert found == level  # 2 is FULL: the commit syncs the log; 1 is NORMAL: it does not
+
+
+@given(writes=st.lists(st.booleans(), min_size=1, max_size=12), share=st.floats(0, 1))
+@settings(deadline=None, max_examples=50)
+def test_a_power_cut_undoes_the_last_writes_and_none_that_is_durable(writes, share):
+    """What a disk holds then is what was synced, and of what came after it any part, but in its order."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "terway.db")
+        log, after = Path(f"{path}-wal"), Path(folder, "after.db")
+        store = Store(path)
+        kept, synced = 0, log.stat().st_size
+        for number, durable in enumerate(writes):
+            store.write(add_address(f"10.0.0.{number}"), durable=durable)
+            if durable:
+                kept, synced = number + 1, log.stat().st_size
+        written = log.read_bytes()
+        after.write_bytes(path.read_bytes())
+        Path(f"{after}-wal").write_bytes(written[: synced + round(share * (len(written) - synced))])
+        store.close()
+        store = Store(after)
+        found = addresses(store)
+        store.close()
+    assert store.was_damaged is None
+    assert kept <= len(found)
+    assert found == {f"10.0.0.{number}" for number in range(len(found))}
+
+
+def test_the_log_is_brought_into_the_tables_beside_the_writers(store, path):
+    before = path.stat().st_mtime_ns
+    for number in range(CHECKPOINT_EVERY):
+        store.write(add_address(f"10.0.0.{number}"), durable=False)
+    for thread in threading.enumerate():
+        if thread.name == "journal":
+            thread.join()
+    assert path.stat().st_mtime_ns > before
+    with contextlib.closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as db:  # without its log
+        assert db.execute("SELECT count(*) FROM addresses").fetchone()[0] >= CHECKPOINT_EVERY - 1
 
 
 def test_writers_that_wait_share_one_commit(store):

@@ -113,9 +113,9 @@ class MortalStore(Store):
         super().__init__(path)
         self._fuse = fuse
 
-    def write(self, change: Callable[[Any], T]) -> T:
+    def write(self, change: Callable[[Any], T], *, durable: bool = True) -> T:
         self._fuse.burn("write")
-        result = super().write(change)
+        result = super().write(change, durable=durable)
         self._fuse.burn("written")
         return result
 

@@ -126,12 +126,12 @@ def test_a_grant_that_comes_between_the_halves_of_a_release_stays(store, rows):
     write = store.write
     busy = []
 
-    def second_half(change):
+    def second_half(change, **options):
         if not busy:
             busy.append(True)
             rows.give_back("pod", NOW)
             rows.keep(rows.grant("next", "shared", NOW))
-        return write(change)
+        return write(change, **options)
 
     store.write = second_half
     rows.give_back("pod", NOW)
