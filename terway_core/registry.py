@@ -74,6 +74,7 @@ class Drivers:
         self._infos: list[DriverInfo] = []
         self._wrappers: list[DriverInfo] = []
         self._plugins: dict[str, object] = {}
+        self._callers: dict[tuple[str, str], pluggy.HookCaller] = {}
 
     @classmethod
     def installed(cls) -> Drivers:
@@ -223,10 +224,8 @@ class Drivers:
 
     def _ask(self, mode: str, hook: str, arguments: dict[str, object]) -> object:
         """Call one hook of one driver, inside the wrappers."""
-        self.info(mode)
-        others = [plugin for other, plugin in self._plugins.items() if other != mode]
         try:
-            return self._manager.subset_hook_caller(hook, others)(**arguments)
+            return self._caller(mode, hook)(**arguments)
         except (TerwayError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit too: a driver must not end the daemon
@@ -235,7 +234,16 @@ class Drivers:
             contract.details = "".join(traceback.format_exception(error, limit=-2, chain=False)).strip()
             raise contract from error
 
+    def _caller(self, mode: str, hook: str) -> pluggy.HookCaller:
+        caller = self._callers.get((mode, hook))
+        if caller is None:
+            self.info(mode)
+            others = [plugin for other, plugin in self._plugins.items() if other != mode]
+            caller = self._callers[mode, hook] = self._manager.subset_hook_caller(hook, others)
+        return caller
+
     def _admit(self, info: DriverInfo, plugin: object) -> DriverInfo:
+        self._callers.clear()
         if info.problem:
             return info
         try:

@@ -55,6 +55,8 @@ CREATE INDEX IF NOT EXISTS addresses_by_owner ON addresses (pool, owner);
 """
 
 _COLUMNS = "attachment, driver, state, created, netns_id, lease, wiring, problem"
+#: What these have in one row.
+_Row = tuple[str, str, str, float, int, str | None, str | None, str]
 
 _attachment: TypeAdapter[Attachment] = TypeAdapter(Attachment)
 _lease: TypeAdapter[Lease] = TypeAdapter(Lease)
@@ -132,6 +134,7 @@ class Store:
         self.was_damaged: Path | None = None
         self.read_only = read_only
         self._closed = False
+        self._decoded: dict[AttachmentKey, tuple[_Row, Record]] = {}  # rows as they were the last time
         self._readers: list[sqlite3.Connection] = []  # those that nobody uses at the moment
         self._lock = threading.Lock()
         if read_only:
@@ -266,25 +269,17 @@ class Store:
     def put(self, record: Record, *, durable: bool = True) -> None:
         """Write a whole row, new or in place of the old one."""
         a = record.attachment
-        row = (
-            *(a.network, a.container_id, a.ifname, a.pod.namespace, a.pod.name),
-            *(
-                record.driver,
-                record.state.value,
-                record.created,
-                record.netns_id,
-                _attachment.dump_json(a).decode(),
-            ),
-            _lease.dump_json(record.lease).decode() if record.lease else None,
-            _wiring.dump_json(record.wiring).decode() if record.wiring else None,
-            record.problem,
-        )
+        key = (a.network, a.container_id, a.ifname, a.pod.namespace, a.pod.name)
+        row = _encode(record)
         self.write(
             lambda db: db.execute(
-                f"INSERT OR REPLACE INTO attachments VALUES ({','.join('?' * len(row))})", row
+                "INSERT OR REPLACE INTO attachments (network, container_id, ifname, namespace, name, "
+                f"{_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*key, *row),
             ),
             durable=durable,
         )
+        self._decoded[record.key] = row, record
 
     def advance(self, record: Record, state: State, *, problem: str = "") -> Record:
         """Write that ``record`` is in ``state`` now; the rest of the row stays. Not durable."""
@@ -307,6 +302,7 @@ class Store:
             ),
             durable=False,
         )
+        self._decoded.pop(key, None)
 
     def get(self, key: AttachmentKey) -> Record | None:
         """The row of one attachment."""
@@ -317,7 +313,10 @@ class Store:
 
     def records(self) -> list[Record]:
         """All rows, oldest first."""
-        return self._select("ORDER BY created", ())
+        found = self._select("ORDER BY created", ())
+        for key in {*self._decoded} - {record.key for record in found}:
+            self._decoded.pop(key, None)  # removed while somebody read it
+        return found
 
     def others_of(self, attachment: Attachment) -> list[Record]:
         """Rows of other sandboxes for the same interface of the same pod: their runtime has replaced them.
@@ -334,12 +333,21 @@ class Store:
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
         with self.read() as db:
-            try:
-                return [
-                    _record(row) for row in db.execute(f"SELECT {_COLUMNS} FROM attachments {where}", values)
-                ]
-            except ValueError as error:
-                raise StoreError(f"a row of the journal {self.path} cannot be decoded: {error}") from error
+            rows = db.execute(
+                f"SELECT network, container_id, ifname, {_COLUMNS} FROM attachments {where}", values
+            ).fetchall()
+        try:
+            return [self._decode(AttachmentKey(*row[:3]), row[3:]) for row in rows]
+        except ValueError as error:
+            raise StoreError(f"a row of the journal {self.path} cannot be decoded: {error}") from error
+
+    def _decode(self, key: AttachmentKey, row: _Row) -> Record:
+        """Decoding takes far longer than reading, and few rows are other than they were the last time."""
+        known, record = self._decoded.get(key, (None, None))
+        if record is None or known != row:
+            record = _record(row, known, record)
+            self._decoded[key] = row, record
+        return record
 
     # -- files --------------------------------------------------------------------------------------------
 
@@ -400,9 +408,30 @@ class Store:
         return db
 
 
-def _record(row: tuple[Any, ...]) -> Record:
-    """:raises ValueError: the row is damaged."""
+def _encode(record: Record) -> _Row:
+    return (
+        _attachment.dump_json(record.attachment).decode(),
+        record.driver,
+        record.state.value,
+        record.created,
+        record.netns_id,
+        _lease.dump_json(record.lease).decode() if record.lease else None,
+        _wiring.dump_json(record.wiring).decode() if record.wiring else None,
+        record.problem,
+    )
+
+
+def _record(row: _Row, known: _Row | None = None, former: Record | None = None) -> Record:
+    """What a row says.
+
+    :param known: a row of the same attachment. :param former: what it said.
+    :raises ValueError: the row is damaged.
+    """
     attachment, driver, state, created, inode, lease, wiring, problem = row
+    if known and former and (known[0], *known[5:7]) == (attachment, lease, wiring):
+        return replace(
+            former, driver=driver, state=State(state), created=created, netns_id=inode, problem=problem
+        )
     return Record(
         attachment=_attachment.validate_json(attachment),
         driver=driver,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import pytest
 
 from terway_core.cni.protocol import SUPPORTED_VERSIONS, result
-from terway_core.store import Record, State
+from terway_core.store import Record, State, Store
 from terway_core.testing.base import DAY, ConformanceBase, Rig
 from terway_core.testing.fakes import WatchedStore, make_attachment
 from terway_core.testing.purity import watch_io
@@ -113,7 +114,8 @@ class WiringCases(ConformanceBase):
             attachment=POD, driver=rig.mode, state=State.READY, created=0.0, lease=lease, wiring=wiring
         )
         terway_store.put(record)
-        assert terway_store.get(POD.key) == record
+        with closing(Store(terway_store.path, read_only=True)) as reader:
+            assert reader.get(POD.key) == record
 
     @pytest.mark.parametrize("version", SUPPORTED_VERSIONS)
     def test_result_at_each_cni_version(self, rig: Rig, version: str) -> None:

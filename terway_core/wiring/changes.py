@@ -88,7 +88,7 @@ def remove_objects(sock: NetlinkSocket, objects: Iterable[WiringObject], *, wher
 
     :raises WiringError: the kernel refused.
     """
-    found = [obj for obj in objects if isinstance(obj, _ORDER) and not isinstance(obj, _NOT_UNMADE)]
+    found = [obj for obj in objects if is_unmade(obj)]
     links = sock.links(list(dict.fromkeys(dev for obj in found if (dev := device(obj)))))
     indices = {name: link.index for name, link in links.items()}
     present = [obj for obj in reversed(found) if not device(obj) or device(obj) in links]
@@ -96,6 +96,11 @@ def remove_objects(sock: NetlinkSocket, objects: Iterable[WiringObject], *, wher
     for obj, reply in zip(present, sock.send(messages), strict=True):
         if reply.errno not in ALREADY_GONE | _NEVER_THERE:
             raise_for(obj, reply, where)
+
+
+def is_unmade(obj: WiringObject) -> bool:
+    """Whether a message takes it away."""
+    return type(obj) in _RANK and not isinstance(obj, _NOT_UNMADE)
 
 
 def _message(

@@ -20,6 +20,7 @@ from terway_core.wiring.changes import (
     belongs_to,
     brought_up,
     device,
+    is_unmade,
     raise_for,
     remove_objects,
     write_sysctls,
@@ -221,7 +222,7 @@ class Engine:
                 for name in (obj.name, name_at_birth(obj.name, owner))
             ]
             going = {veth.peer for veth in veths} | {obj.name for obj in moves} | {*children}
-            inside = [obj for obj in wiring.pod if _outlives(obj, going)]
+            inside = [obj for obj in wiring.pod if is_unmade(obj) and _outlives(obj, going)]
             if inside or moves or children:
                 pod.run(remove_in_pod, inside, moves, self._home.fd, children, owner)
         with self._lock:
