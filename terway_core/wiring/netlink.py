@@ -52,7 +52,7 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
-IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 27, 28, 29
+IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 27, 28, 29, 31, 32
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_IPVLAN_MODE, IPVLAN_MODE_L2 = 1, 2, 1, 1, 0
 IFLA_VLAN_ID = 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -307,11 +307,14 @@ def new_veth(veth: Veth, peer_netns: int) -> Message:
 
     The peer's header must not say IFF_UP: veth_open() answers ENOTCONN while the pair is half made.
     """
-    mtu = attr_u32(IFLA_MTU, veth.mtu)
-    peer = _ifinfo() + attr_str(IFLA_IFNAME, veth.peer) + attr(IFLA_ADDRESS, _mac(veth.peer_mac)) + mtu
+    both = attr_u32(IFLA_MTU, veth.mtu)
+    # Unasked the kernel makes as many as there may be processors (veth_get_num_queues() since Linux 5.15),
+    # each with folders in sysfs: a third of the time on two of them. Only XDP has a use for more than one.
+    both += attr_u32(IFLA_NUM_TX_QUEUES, 1) + attr_u32(IFLA_NUM_RX_QUEUES, 1)
+    peer = _ifinfo() + attr_str(IFLA_IFNAME, veth.peer) + attr(IFLA_ADDRESS, _mac(veth.peer_mac)) + both
     peer += attr_u32(IFLA_NET_NS_FD, peer_netns)
     info = attr_str(IFLA_INFO_KIND, "veth") + attr(IFLA_INFO_DATA, attr(VETH_INFO_PEER, peer))
-    body = _ifinfo() + attr_str(IFLA_IFNAME, veth.name) + attr(IFLA_ADDRESS, _mac(veth.mac)) + mtu
+    body = _ifinfo() + attr_str(IFLA_IFNAME, veth.name) + attr(IFLA_ADDRESS, _mac(veth.mac)) + both
     body += attr_u32(IFLA_GROUP, OURS) + attr(IFLA_LINKINFO, info)
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 

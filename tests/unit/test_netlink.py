@@ -73,20 +73,15 @@ def test_veth(name, peer, mac, peer_mac, mtu, fd):
     made_by(one, False, 16, mode=EXCLUSIVE)
     attributes = one["attrs"]
     info = dict(attributes.pop("IFLA_LINKINFO")["attrs"])
-    assert attributes == {
-        "IFLA_IFNAME": name,
-        "IFLA_ADDRESS": mac,
-        "IFLA_MTU": mtu,
-        "IFLA_GROUP": OURS,
-    }
+    both = {"IFLA_MTU": mtu, "IFLA_NUM_TX_QUEUES": 1, "IFLA_NUM_RX_QUEUES": 1}
+    assert attributes == both | {"IFLA_IFNAME": name, "IFLA_ADDRESS": mac, "IFLA_GROUP": OURS}
     assert info["IFLA_INFO_KIND"] == "veth"
     ((word, other),) = info["IFLA_INFO_DATA"]["attrs"]
     assert word == "VETH_INFO_PEER"
     assert other["flags"] == other["change"] == one["flags"] == one["change"] == 0  # both still down
-    assert dict(other["attrs"]) == {
+    assert dict(other["attrs"]) == both | {
         "IFLA_IFNAME": peer,
         "IFLA_ADDRESS": peer_mac,
-        "IFLA_MTU": mtu,
         "IFLA_NET_NS_FD": fd,
     }
 
