@@ -1,7 +1,7 @@
 """HTTP/1.1 on a unix socket: the plugin's door, and an operator's.
 
-The standard library's server with a thread for each connection: hooks are synchronous, a request is one
-short command, and aiohttp would double the daemon's memory. ``curl --unix-socket`` is a debugger.
+A thread for each connection: hooks are synchronous, a request is one short command, and aiohttp would double
+the daemon's memory. ``curl --unix-socket`` is a debugger.
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import BaseServer
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from terway_core.cni.protocol import Command, Request, asked_version, parse_request
-from terway_core.errors import IOFailure, NotReady, RetryLater, TerwayError, UndecodableInput
+from terway_core.daemon.http import HttpRequest, read_request, respond
+from terway_core.errors import IOFailure, NotReady, RetryLater, TerwayError
 
 if TYPE_CHECKING:
     from terway_core.daemon.main import Daemon
 
 log = logging.getLogger(__name__)
 
-#: The plugin reads at most 1 MiB of configuration and adds the CNI_* variables.
-MAX_BODY = 2 << 20
 #: Connections that wait to be accepted.
 BACKLOG = 1024
 #: Threads that are kept for connections to come.
@@ -116,82 +112,83 @@ class Server:
         _, uid, _ = struct.unpack("3i", peer)
         if uid not in (0, os.geteuid()):
             return
+        connection.settimeout(CLIENT_TIMEOUT)
         try:
-            Handler(connection, "", cast(BaseServer, self))  # which asks nothing of it
-        except ConnectionError:
-            # The client is gone; what was done stays done, and its retry or its DEL finds it.
+            Exchange(connection, self.daemon).carry_out()
+        except (ConnectionError, TimeoutError):
+            # The client is gone, or stalls; what was done stays done, and its retry or its DEL finds it.
             log.debug("client gone")
         except Exception:
             log.exception("request failed")
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+class Exchange:
+    """One connection's request and its answer."""
 
-    server: Server  # type: ignore[assignment]  # see Server._handle
-    wbufsize = -1  # head and body in one piece
-    protocol_version = "HTTP/1.1"
-    server_version = "terway"
-    sys_version = ""
-    timeout = CLIENT_TIMEOUT
+    def __init__(self, connection: socket.socket, daemon: Daemon) -> None:
+        self._connection = connection
+        self._daemon = daemon
 
-    def do_GET(self) -> None:
-        daemon = self.server.daemon
-        path, _, _ = self.path.partition("?")
-        with self._failure_told():
-            match path:
-                case "/healthz":
-                    problems = daemon.health_problems()
-                    self._send_json({"healthy": not problems, "problems": problems}, not problems)
-                case "/readyz":
-                    problems = daemon.readiness_problems()
-                    self._send_json({"ready": not problems, "problems": problems}, not problems)
-                case "/metrics":
-                    from terway_core.daemon.metrics import CONTENT_TYPE
-
-                    self._send(HTTPStatus.OK, daemon.metrics.render(), CONTENT_TYPE)
-                case "/v1/pods":
-                    self._send_json(daemon.pods())
-                case "/v1/drivers":
-                    self._send_json(daemon.driver_states())
-                case "/v1/enis":
-                    self._send_json(daemon.enis())
-                case "/v1/status":
-                    self._send_json(daemon.status())
-                case _:
-                    self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
-
-    def do_POST(self) -> None:
-        path, _, query = self.path.partition("?")
+    def carry_out(self) -> None:
+        """Read, do, answer."""
         try:
-            body = self._read_body()
+            request = read_request(self._connection)
         except TerwayError as error:
-            self.close_connection = True
             self._send_json(error.to_cni("1.1.0"), HTTPStatus.BAD_REQUEST)
             return
-        with self._failure_told():
-            match path:
-                case "/v1/cni":
-                    self._serve_cni(body)
-                case "/v1/gc":
-                    dry_run = parse_qs(query).get("dry_run", ["false"])[-1] == "true"
-                    self._send_json(self.server.daemon.collect(dry_run=dry_run).to_json())
-                case "/v1/pool/holds":
-                    self._hold(body)
-                case _:
-                    self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
-
-    @contextlib.contextmanager
-    def _failure_told(self) -> Iterator[None]:
+        if request is None:
+            return
         try:
-            yield
+            match request.method:
+                case "POST":
+                    self._post(request)
+                case "GET":
+                    self._get(request.path)
+                case _:
+                    self._send_json({"error": "only GET and POST are served"}, HTTPStatus.METHOD_NOT_ALLOWED)
         except TerwayError as error:
             self._send_json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def _get(self, path: str) -> None:
+        daemon = self._daemon
+        match path:
+            case "/healthz":
+                problems = daemon.health_problems()
+                self._send_json({"healthy": not problems, "problems": problems}, _status(not problems))
+            case "/readyz":
+                problems = daemon.readiness_problems()
+                self._send_json({"ready": not problems, "problems": problems}, _status(not problems))
+            case "/metrics":
+                from terway_core.daemon.metrics import CONTENT_TYPE
+
+                respond(self._connection, HTTPStatus.OK, daemon.metrics.render(), CONTENT_TYPE)
+            case "/v1/pods":
+                self._send_json(daemon.pods())
+            case "/v1/drivers":
+                self._send_json(daemon.driver_states())
+            case "/v1/enis":
+                self._send_json(daemon.enis())
+            case "/v1/status":
+                self._send_json(daemon.status())
+            case _:
+                self._send_json({"error": f"there is nothing at {path}"}, HTTPStatus.NOT_FOUND)
+
+    def _post(self, request: HttpRequest) -> None:
+        match request.path:
+            case "/v1/cni":
+                self._serve_cni(request.body)
+            case "/v1/gc":
+                dry_run = parse_qs(request.query).get("dry_run", ["false"])[-1] == "true"
+                self._send_json(self._daemon.collect(dry_run=dry_run).to_json())
+            case "/v1/pool/holds":
+                self._hold(request.body)
+            case _:
+                self._send_json({"error": f"there is nothing at {request.path}"}, HTTPStatus.NOT_FOUND)
 
     def _hold(self, body: bytes) -> None:
         try:
             holds = json.loads(body)
-            self._send_json(self.server.daemon.hold(**holds))
+            self._send_json(self._daemon.hold(**holds))
         except (ValueError, TypeError, RecursionError) as error:
             self._send_json({"error": f"not the pool's switches: {error}"}, HTTPStatus.BAD_REQUEST)
 
@@ -200,13 +197,13 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.ExitStack() as until_told:
             status, answer = self._carry_out(body, until_told)
             content = json.dumps(answer).encode() if answer is not None else b""
-            self._send(status, content, "application/json")
+            respond(self._connection, status, content, "application/json")
 
     def _carry_out(
         self, body: bytes, until_told: contextlib.ExitStack
     ) -> tuple[HTTPStatus, dict[str, Any] | None]:
         start = time.monotonic()
-        daemon = self.server.daemon
+        daemon = self._daemon
         command, code = "invalid", 0
         answer: dict[str, Any] | None
         try:
@@ -233,40 +230,13 @@ class Handler(BaseHTTPRequestHandler):
             log.log(logging.WARNING if code else logging.DEBUG, "cni", extra=extra)
         return status, answer
 
-    def _read_body(self) -> bytes:
-        try:
-            length = int(self.headers.get("Content-Length", ""))
-        except ValueError:
-            raise UndecodableInput("the request says no Content-Length") from None
-        if not 0 <= length <= MAX_BODY:
-            raise UndecodableInput(f"a request of {length} bytes is refused; at most {MAX_BODY} are read")
-        body = self.rfile.read(length)
-        if len(body) < length:
-            raise UndecodableInput(f"the request ends after {len(body)} of {length} bytes")
-        return body
+    def _send_json(self, data: object, status: HTTPStatus = HTTPStatus.OK) -> None:
+        content = json.dumps(data, indent=2).encode() + b"\n"
+        respond(self._connection, status, content, "application/json")
 
-    def _send_json(self, data: object, status: HTTPStatus | bool = HTTPStatus.OK) -> None:
-        if isinstance(status, bool):
-            status = HTTPStatus.OK if status else HTTPStatus.SERVICE_UNAVAILABLE
-        self._send(status, json.dumps(data, indent=2).encode() + b"\n", "application/json")
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        if log.isEnabledFor(logging.DEBUG):  # the line would be put together in vain
-            super().log_request(code, size)
-
-    def log_message(self, format: str, *args: object) -> None:
-        log.debug(format % args)
-
-    def address_string(self) -> str:
-        return "unix"
+def _status(good: bool) -> HTTPStatus:
+    return HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def serve(daemon: Daemon, request: Request) -> dict[str, Any] | None:
