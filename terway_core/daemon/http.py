@@ -1,4 +1,4 @@
-"""As much of HTTP/1.1 (RFC 9112) as a unix socket's clients need: one request of known length for each connection.
+"""As much of HTTP/1.1 (RFC 9112) as a unix socket's clients need: one request a connection, of known length.
 
 The standard library's handler, which reads a head as it would read an e-mail, took longer than the journal.
 """
