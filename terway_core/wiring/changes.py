@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from terway_core.errors import WiringError
-from terway_core.wiring import netlink, tc
+from terway_core.wiring import bpf, netlink, tc, vlan
 from terway_core.wiring.netlink import ALREADY_GONE, LinkInfo, Message, NetlinkSocket, Reply
 from terway_core.wiring.objects import (
     Address,
@@ -72,12 +73,18 @@ def apply_objects(
     links |= sock.links(list(needed))
     indices = {name: link.index for name, link in links.items()}
     messages = []
-    for obj in ordered:
-        for name in _needed_links(obj):
-            if name not in links:
-                raise WiringError(f"{describe(obj)} cannot be made on the {where}: there is no link {name}")
-        messages.append(_message(obj, indices, ours=ours, alias=(aliases or {}).get(device(obj), "")))
-    for obj, reply in zip(ordered, sock.send(messages), strict=True):
+    with ExitStack() as programs:
+        for obj in ordered:
+            for name in _needed_links(obj):
+                if name not in links:
+                    raise WiringError(
+                        f"{describe(obj)} cannot be made on the {where}: there is no link {name}"
+                    )
+            alias = (aliases or {}).get(device(obj), "")
+            program = _loaded(obj, where, programs) if isinstance(obj, VlanPush | VlanPop) else -1
+            messages.append(_message(obj, indices, ours=ours, alias=alias, program=program))
+        replies = sock.send(messages)
+    for obj, reply in zip(ordered, replies, strict=True):
         if reply.errno == errno.EEXIST and isinstance(obj, Rule):
             continue
         raise_for(obj, reply, where)
@@ -104,7 +111,13 @@ def is_unmade(obj: WiringObject) -> bool:
 
 
 def _message(
-    obj: WiringObject, indices: Mapping[str, int], *, ours: bool, delete: bool = False, alias: str = ""
+    obj: WiringObject,
+    indices: Mapping[str, int],
+    *,
+    ours: bool,
+    delete: bool = False,
+    alias: str = "",
+    program: int = -1,
 ) -> Message:
     index = indices.get(device(obj), 0)
     match obj:
@@ -126,12 +139,19 @@ def _message(
             return tc.clsact(index)
         case Redirect():
             return tc.redirect(obj, index, indices.get(obj.to, 0), delete=delete)
-        case VlanPush():
-            return tc.vlan_push(obj, index, delete=delete)
-        case VlanPop():
-            return tc.vlan_pop(index, delete=delete)
+        case VlanPush() | VlanPop():
+            return vlan.message(obj, index, program, delete=delete)
         case _:
             raise TypeError(f"{describe(obj)} is not made by a netlink message")
+
+
+def _loaded(obj: VlanPush | VlanPop, where: str, programs: ExitStack) -> int:
+    """The descriptor of its program, until ``programs`` ends."""
+    try:
+        return programs.enter_context(bpf.loaded(vlan.program(obj)))
+    except OSError as error:
+        raise_for(obj, Reply(error.errno or errno.EIO), where)
+        raise
 
 
 def write_sysctls(objects: Iterable[WiringObject]) -> None:

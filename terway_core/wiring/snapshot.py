@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Final
 
-from terway_core.wiring import netlink, tc
+from terway_core.wiring import netlink, tc, vlan
 from terway_core.wiring.netlink import NetlinkSocket
 from terway_core.wiring.nla import attr_text, parse_attrs
 from terway_core.wiring.objects import (
@@ -168,10 +168,7 @@ class Snapshot:
         for dev in self.clsacts:
             for dst, to in tc.redirects(sock, self.links[dev].index):
                 self.redirects.add(Redirect(dev=dev, dst=dst, to=names.get(to, "")))
-            for src, vid in tc.vlan_pushes(sock, self.links[dev].index):
-                self.vlan_filters.add(VlanPush(dev=dev, src=src, vid=vid))
-            if tc.has_vlan_pop(sock, self.links[dev].index):
-                self.vlan_filters.add(VlanPop(dev=dev))
+            self.vlan_filters.update(vlan.filters(sock, dev, self.links[dev].index))
 
 
 def _link(index: int, flags: int, attributes: Mapping[int, bytes]) -> Link:

@@ -2,9 +2,8 @@
 
 The layouts are those of ``include/uapi/linux/pkt_sched.h``, ``pkt_cls.h`` and ``include/uapi/linux/tc_act/``.
 
-A :class:`Redirect`, a :class:`VlanPush` and a :class:`VlanPop` are flower filters. Priority and handle follow
-from the address that they look for, so one message makes one, and one takes it away without reading first.
-Filters of these priorities are ours.
+A :class:`Redirect` is a flower filter. Priority and handle follow from the address that it looks for, so one
+message makes one, and one takes it away without reading first. Filters of these priorities are ours.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Final
 
 from terway_core.wiring.netlink import NLM_F_REPLACE, Message, NetlinkSocket, change
 from terway_core.wiring.nla import attr, attr_str, attr_text, attr_u32, parse_attrs
-from terway_core.wiring.objects import IPAddress, IPNetwork, Redirect, TokenBucket, VlanPush
+from terway_core.wiring.objects import IPAddress, IPNetwork, Redirect, TokenBucket
 
 RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 38, 44, 46
 TCA_KIND, TCA_OPTIONS = 1, 2
@@ -31,12 +30,11 @@ TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
 
 TCA_FLOWER_ACT, TCA_FLOWER_KEY_ETH_TYPE = 3, 8
 TCA_ACT_KIND, TCA_ACT_OPTIONS = 1, 2
-TC_ACT_RECLASSIFY, TC_ACT_PIPE, TC_ACT_STOLEN = 1, 3, 4
+TC_ACT_PIPE, TC_ACT_STOLEN = 3, 4
 TCA_TUNNEL_KEY_PARMS, TCA_TUNNEL_KEY_ACT_RELEASE = 2, 2
 TCA_SKBEDIT_PARMS, TCA_SKBEDIT_PTYPE, PACKET_HOST = 2, 7, 0
 TCA_MIRRED_PARMS, TCA_INGRESS_REDIR = 2, 3
-TCA_VLAN_PARMS, TCA_VLAN_PUSH_VLAN_ID, TCA_VLAN_ACT_POP, TCA_VLAN_ACT_PUSH = 2, 3, 1, 2
-ETH_P_8021Q = 0x8100
+TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT = 6, 7, 8, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +42,19 @@ class _Family:
     """How a destination of one IP version is written.
 
     :param priority: that of a filter for a single address; the shorter the prefix, the later it is asked.
-    :param push: priority of a filter that pushes a VLAN tag.
-    :param source: flower's attribute for the source, ``key`` for the destination; the next one is the mask.
+    :param key: flower's attribute for the destination; the next one is the mask.
     """
 
     ethertype: int
     priority: int
-    push: int
     bits: int
-    source: int
     key: int
 
 
 _FAMILIES: Final = {
-    4: _Family(ethertype=0x0800, priority=40100, push=50001, bits=32, source=10, key=12),
-    6: _Family(ethertype=0x86DD, priority=40200, push=50002, bits=128, source=14, key=16),
+    4: _Family(ethertype=0x0800, priority=40100, bits=32, key=12),
+    6: _Family(ethertype=0x86DD, priority=40200, bits=128, key=16),
 }
-#: Before whatever else looks at what comes in: others see it without its tag.
-_POP: Final = 20000
 
 
 def token_bucket(obj: TokenBucket, index: int, *, delete: bool = False) -> Message:
@@ -90,7 +83,7 @@ def redirect(obj: Redirect, index: int, to: int, *, delete: bool = False) -> Mes
     priority = family.priority + family.bits - obj.dst.prefixlen
     info = priority << 16 | socket.htons(family.ethertype)
     # Its last address, as the priority is that of one prefix length.
-    body = _tcmsg(index, _handle(obj.dst.broadcast_address), CLSACT_EGRESS, info) + attr_str(
+    body = _tcmsg(index, handle(obj.dst.broadcast_address), CLSACT_EGRESS, info) + attr_str(
         TCA_KIND, "flower"
     )
     if not delete:
@@ -120,7 +113,7 @@ def redirect(obj: Redirect, index: int, to: int, *, delete: bool = False) -> Mes
 
 def redirects(sock: NetlinkSocket, index: int) -> Iterator[tuple[IPNetwork, int]]:
     """Our filters on a link that has a clsact: destination, and index of the link that receives."""
-    for priority, options in _flowers(sock, index, CLSACT_EGRESS):
+    for priority, options in filters(sock, index, CLSACT_EGRESS, "flower"):
         for family in _FAMILIES.values():
             if family.priority <= priority <= family.priority + family.bits:
                 everything = bytes(family.bits // 8)  # of which the kernel says nothing
@@ -131,54 +124,29 @@ def redirects(sock: NetlinkSocket, index: int) -> Iterator[tuple[IPNetwork, int]
                 yield ip_network((options.get(family.key, everything), size)), to
 
 
-def vlan_push(obj: VlanPush, index: int, *, delete: bool = False) -> Message:
-    """``index`` is that of ``dev``."""
-    family = _FAMILIES[obj.src.version]
-    action = _action(
-        "vlan",
-        attr(TCA_VLAN_PARMS, _general(TC_ACT_PIPE, "i", TCA_VLAN_ACT_PUSH))
-        + attr(TCA_VLAN_PUSH_VLAN_ID, struct.pack("=H", obj.vid)),
-    )
-    options = attr(TCA_FLOWER_KEY_ETH_TYPE, struct.pack("!H", family.ethertype))
-    options += attr(family.source, obj.src.packed) + attr(family.source + 1, b"\xff" * (family.bits // 8))
-    options += attr(TCA_FLOWER_ACT, attr(1, action))
-    info = family.push << 16 | socket.htons(family.ethertype)
-    body = _tcmsg(index, _handle(obj.src), CLSACT_EGRESS, info) + attr_str(TCA_KIND, "flower")
-    return change(
-        RTM_NEWTFILTER, body + (b"" if delete else attr(TCA_OPTIONS, options)), NLM_F_REPLACE, delete
-    )
+def bpf_filter(
+    index: int, parent: int, info: int, handle: int, name: str, program: int = -1, *, delete: bool = False
+) -> Message:
+    """A program, by its descriptor, whose verdict is what becomes of the packet.
 
-
-def vlan_pushes(sock: NetlinkSocket, index: int) -> Iterator[tuple[IPAddress, int]]:
-    """Our filters on a link that has a clsact: source, and VLAN id."""
-    for priority, options in _flowers(sock, index, CLSACT_EGRESS):
-        for family in _FAMILIES.values():
-            if priority == family.push and family.source in options:
-                vid = _action_of(options, "vlan").get(TCA_VLAN_PUSH_VLAN_ID, bytes(2))
-                yield ip_address(options[family.source]), struct.unpack("=H", vid)[0]
-
-
-def vlan_pop(index: int, *, delete: bool = False) -> Message:
-    # Classified anew, for filters behind it that look for IP.
-    action = _action("vlan", attr(TCA_VLAN_PARMS, _general(TC_ACT_RECLASSIFY, "i", TCA_VLAN_ACT_POP)))
-    body = _tcmsg(index, 1, CLSACT_INGRESS, _POP << 16 | socket.htons(ETH_P_8021Q))
-    body += attr_str(TCA_KIND, "flower")
+    :param info: priority and, in network order, ethertype.
+    """
+    body = _tcmsg(index, handle, parent, info) + attr_str(TCA_KIND, "bpf")
     if not delete:
-        body += attr(TCA_OPTIONS, attr(TCA_FLOWER_ACT, attr(1, action)))
+        options = attr_u32(TCA_BPF_FD, program) + attr_str(TCA_BPF_NAME, name)
+        options += attr_u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
+        body += attr(TCA_OPTIONS, options)
     return change(RTM_NEWTFILTER, body, NLM_F_REPLACE, delete)
 
 
-def has_vlan_pop(sock: NetlinkSocket, index: int) -> bool:
-    """Whether a link that has a clsact has our filter."""
-    return any(priority == _POP for priority, _ in _flowers(sock, index, CLSACT_INGRESS))
-
-
-def _flowers(sock: NetlinkSocket, index: int, parent: int) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """Priority and options of the flower filters of a link that has a clsact."""
+def filters(
+    sock: NetlinkSocket, index: int, parent: int, kind: str
+) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Priority and options of the filters of a kind on a link that has a clsact."""
     for message in sock.dump(RTM_GETTFILTER, _tcmsg(index, 0, parent)):
         handle, _, info = struct.unpack_from("=III", message, 8)
         attributes = parse_attrs(message, 20)
-        if handle and attr_text(attributes[TCA_KIND]) == "flower":
+        if handle and attr_text(attributes[TCA_KIND]) == kind:
             yield info >> 16, parse_attrs(attributes[TCA_OPTIONS])
 
 
@@ -191,7 +159,7 @@ def _action_of(options: dict[int, bytes], kind: str) -> dict[int, bytes]:
     return {}
 
 
-def _handle(address: IPAddress) -> int:
+def handle(address: IPAddress) -> int:
     """Tells filters of one priority apart, and is not 0: in IPv6 by the address's hash."""
     if address.version == 4:
         return int(address)

@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from terway_core.wiring import netlink, tc
+from terway_core.wiring import netlink, tc, vlan
 from terway_core.wiring.netlink import OURS, Message, NetlinkSocket
 from terway_core.wiring.objects import (
     Address,
@@ -26,6 +26,7 @@ from terway_core.wiring.objects import (
     Rule,
     TokenBucket,
     Veth,
+    VlanPop,
     VlanPush,
 )
 
@@ -304,27 +305,30 @@ def test_filters_of_others_are_not_ours():
         assert list(tc.redirects(Dump(Message(44, 0, body)), 1)) == []
 
 
-@given(st.ip_addresses(), st.integers(1, 4094), indices)
-def test_vlan_push_reads_back(src, vid, index):
+@given(st.ip_addresses(), st.integers(1, 4094), indices, st.integers(3, 1000))
+def test_vlan_push_reads_back(src, vid, index, program):
     assume(int(src))
     obj = VlanPush(dev="eth1", src=src, vid=vid)
-    message = tc.vlan_push(obj, index)
-    assert list(tc.vlan_pushes(Dump(message), index)) == [(src, vid)]
+    message = vlan.message(obj, index, program)
+    assert set(vlan.filters(Dump(message), "eth1", index)) == {obj}
     assert list(tc.redirects(Dump(message), index)) == []
-    one, other = (decode(tcmsg, made) for made in (message, tc.vlan_push(obj, index, delete=True)))
+    one, other = (decode(tcmsg, made) for made in (message, vlan.message(obj, index, delete=True)))
     made_by(one, False, 44)
     made_by(other, True, 44)
     places = [(made["index"], made["parent"], made["handle"], made["info"]) for made in (one, other)]
     assert places[0] == places[1]
     assert places[0][:2] == (index, 0xFFFFFFF3)
     assert socket.ntohs(one["info"] & 0xFFFF) == {4: 0x0800, 6: 0x86DD}[src.version]
+    options = dict(one["attrs"]["TCA_OPTIONS"]["attrs"])
+    assert (options["TCA_BPF_FD"], options["TCA_BPF_FLAGS"]) == (program, 1)  # direct action
 
 
 @given(indices)
 def test_vlan_pop_is_at_what_comes_in_with_a_tag(index):
-    message = tc.vlan_pop(index)
-    assert tc.has_vlan_pop(Dump(message), index)
-    one, other = (decode(tcmsg, made) for made in (message, tc.vlan_pop(index, delete=True)))
+    pop = VlanPop(dev="eth1")
+    message = vlan.message(pop, index, 3)
+    assert set(vlan.filters(Dump(message), "eth1", index)) == {pop}
+    one, other = (decode(tcmsg, made) for made in (message, vlan.message(pop, index, delete=True)))
     assert (one["index"], one["parent"], socket.ntohs(one["info"] & 0xFFFF)) == (index, 0xFFFFFFF2, 0x8100)
     assert [other[name] for name in ("handle", "info")] == [one[name] for name in ("handle", "info")]
 

@@ -153,7 +153,7 @@ class TrunkingDriver:
             VlanPush(dev=probe.LINK, src=ip_address("192.0.2.1"), vid=1),
         )
         problem = probe.preflight(
-            samples, "run a kernel with CONFIG_NET_CLS_FLOWER, CONFIG_NET_ACT_VLAN and CONFIG_NET_SCH_INGRESS"
+            samples, "run a kernel with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS"
         )
         return [problem] if problem else []
 
