@@ -16,7 +16,8 @@
 * The switch knows who owns an address without asking: a route and a permanent neighbour for each.
 * An ENI that is attached to a running instance appears there as a NIC does that is plugged in: down, without
   addresses. What an ENI owns is decided by the API, whatever the instance configures.
-* A member ENI has a VLAN link on its trunk's far end. What it sends and gets has the trunk's MAC address.
+* A member ENI's port is joined to its trunk's, by VLAN tag (``lab/trunk.py``). What it sends and gets has the
+  trunk's MAC address.
 * ENIs that have no security group in common do not reach each other, as with groups of the normal kind that
   have no rules. Whoever owns no address here, as in the internet, is no ENI and reaches all.
 * A packet passes only if it leaves by the ENI that owns its source address. Two kinds of rule per ENI say

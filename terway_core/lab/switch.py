@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 from terway_core.errors import TerwayError
-from terway_core.lab import fabric
+from terway_core.lab import fabric, trunk
 from terway_core.lab.api import NetworkInterface, Region, VSwitch
 from terway_core.lab.state import Lab, LabError, Spec
 from terway_core.wiring import netlink, nft
 from terway_core.wiring.engine import Engine
-from terway_core.wiring.netlink import Message, NetlinkSocket
+from terway_core.wiring.netlink import NetlinkSocket
 from terway_core.wiring.netns import Namespace
-from terway_core.wiring.objects import IPNetwork, LinkUp, Rule, Veth, Wiring, WiringObject
+from terway_core.wiring.objects import IPNetwork, LinkUp, Rule, Wiring, WiringObject
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +114,9 @@ class Switch:
         except OSError:
             pass  # ENOBUFS: some were lost; that there were any is all that counts
         here = {name for _, name in socket.if_nameindex()}
-        # Members come after their trunk, with which their links have gone.
+        # Members come after their trunk: with its port they have lost what leads to theirs.
         for eni in sorted(self._region.network_interfaces.values(), key=lambda eni: bool(eni.trunk_id)):
-            lost = fabric.port_name(eni.network_interface_id) not in here
+            lost = fabric.port_name(eni.trunk_id or eni.network_interface_id) not in here
             if lost and eni.plugged and eni.type != "Primary":
                 try:
                     self._plug_in(eni, "dev")
@@ -134,53 +132,36 @@ class Switch:
         ]
 
     def _port(self, eni: NetworkInterface) -> tuple[WiringObject, ...]:
-        trunk = self._region.network_interfaces[eni.trunk_id] if eni.trunk_id else eni
-        return fabric.port(eni, self._region.vswitches[eni.vswitch_id], trunk.mac)
+        carrier = self._region.network_interfaces[eni.trunk_id] if eni.trunk_id else eni
+        return fabric.port(eni, self._region.vswitches[eni.vswitch_id], carrier.mac)
 
     def _pull_out(self, eni: NetworkInterface) -> None:
-        link = fabric.link(eni, "")
-        objects = self._port(eni)
         if eni.trunk_id:
-            self._engine.remove(Wiring(host=objects), None, eni.network_interface_id)
-            self._engine.delete_link(socket.if_nametoindex(link.name))
-        else:
-            # Wherever the other end is: a NIC that is pulled out is gone from a pod's namespace too.
-            self._engine.remove(Wiring(host=(link, *objects)), None, eni.network_interface_id)
+            trunk.disconnect(fabric.port_name(eni.trunk_id), eni.device_index)
+        # Wherever the other end is: a NIC that is pulled out is gone from a pod's namespace too.
+        wiring = Wiring(host=(fabric.link(eni, ""), *self._port(eni)))
+        self._engine.remove(wiring, None, eni.network_interface_id)
 
     def _plug_in(self, eni: NetworkInterface, kind: str) -> None:
         """Have an ENI on its trunk, or in its instance, down, as the next free ``kind`` with a number."""
-        link = self._link_on_trunk(eni) if eni.trunk_id else self._link_in_instance(eni, kind)
-        objects = (LinkUp(dev=link.name, mtu=link.mtu), *self._port(eni))
-        self._engine.apply(Wiring(host=objects), None, eni.network_interface_id)
-
-    def _link_on_trunk(self, eni: NetworkInterface) -> Veth:
-        link = fabric.link(eni, "")
-        trunk = socket.if_nametoindex(fabric.port_name(eni.trunk_id))
-        try:
-            self._make(eni, netlink.new_vlan(link.name, trunk, eni.device_index))
-        except _Unsupported as error:
-            # No node can tag packets on such a kernel either. All else works with a link that leads nowhere.
-            log.warning("%s has no way to its trunk: %s", eni.network_interface_id, error)
-            with Namespace.current() as switch:
-                self._make(eni, netlink.new_veth(replace(link, peer=f"x{link.name}"), switch.fd))
-        return link
-
-    def _link_in_instance(self, eni: NetworkInterface, kind: str) -> Veth:
+        if eni.trunk_id:
+            self._join_trunk(eni)
+            return
         with Namespace.open(self._nodes[eni.instance_id]) as node:
             taken = {name for _, name in node.run(socket.if_nameindex)}
             dev = next(name for number in count() if (name := f"{kind}{number}") not in taken)
             link = fabric.link(eni, dev)
             # Not by the engine, which would bring up the instance's end as well.
-            self._make(eni, netlink.new_veth(link, node.fd))
-        return link
-
-    def _make(self, eni: NetworkInterface, message: Message) -> None:
-        with NetlinkSocket() as sock:
-            (reply,) = sock.send([message])
+            with NetlinkSocket() as sock:
+                (reply,) = sock.send([netlink.new_veth(link, node.fd)])
         if reply.errno:
-            kind = _Unsupported if reply.errno == errno.EOPNOTSUPP else LabError
-            raise kind(f"{eni.network_interface_id} cannot be plugged in: {os.strerror(reply.errno)}")
+            raise LabError(f"{eni.network_interface_id} cannot be plugged in: {os.strerror(reply.errno)}")
+        objects = (LinkUp(dev=link.name, mtu=link.mtu), *self._port(eni))
+        self._engine.apply(Wiring(host=objects), None, eni.network_interface_id)
 
-
-class _Unsupported(LabError):
-    """The kernel has no links of that kind."""
+    def _join_trunk(self, eni: NetworkInterface) -> None:
+        port = fabric.port_name(eni.network_interface_id)
+        wiring = Wiring(host=(fabric.link(eni, f"x{port}"), *self._port(eni)))
+        with Namespace.current() as switch:  # the other end has no use but to be there
+            self._engine.apply(wiring, switch, eni.network_interface_id)
+        trunk.connect(port, fabric.port_name(eni.trunk_id), eni.device_index)

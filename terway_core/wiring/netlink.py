@@ -54,7 +54,6 @@ IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
 IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 27, 28, 29, 31, 32
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_IPVLAN_MODE, IPVLAN_MODE_L2 = 1, 2, 1, 1, 0
-IFLA_VLAN_ID = 1
 RTEXT_FILTER_SKIP_STATS = 8
 
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 0x02
@@ -331,14 +330,6 @@ def new_ipvlan(obj: Ipvlan, parent: int, netns: int | None = None) -> Message:
     body += attr_u32(IFLA_MTU, obj.mtu) + attr_u32(IFLA_GROUP, OURS) + attr(IFLA_LINKINFO, info)
     if netns is not None:
         body += attr_u32(IFLA_NET_NS_FD, netns)
-    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-
-
-def new_vlan(name: str, parent: int, vid: int) -> Message:
-    """A link for what ``parent`` carries with a VLAN tag; still down."""
-    info = attr_str(IFLA_INFO_KIND, "vlan")
-    info += attr(IFLA_INFO_DATA, attr(IFLA_VLAN_ID, struct.pack("=H", vid)))
-    body = _ifinfo() + attr_str(IFLA_IFNAME, name) + attr_u32(IFLA_LINK, parent) + attr(IFLA_LINKINFO, info)
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
