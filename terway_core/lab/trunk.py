@@ -27,13 +27,12 @@ def connect(port: str, trunk: str, vid: int) -> None:
 
     :raises LabError: the kernel refused.
     """
-    failed = f"VLAN {vid} of {trunk} cannot be led to {port}"
-    member, carrier = socket.if_nametoindex(port), socket.if_nametoindex(trunk)
-    to_member = bpf.copy(6, 1) + bpf.load_field(0, 1, _VLAN_TCI) + bpf.mask(0, _VLAN_ID)
-    to_member += bpf.leave_unless(vid, bpf.TC_ACT_UNSPEC)
-    to_member += bpf.copy(1, 6) + bpf.pop_vlan() + _redirect(member, _BPF_F_INGRESS)
-    to_trunk = bpf.push_vlan(vid) + _redirect(carrier, 0)
     try:
+        member, carrier = socket.if_nametoindex(port), socket.if_nametoindex(trunk)
+        to_member = bpf.copy(6, 1) + bpf.load_field(0, 1, _VLAN_TCI) + bpf.mask(0, _VLAN_ID)
+        to_member += bpf.leave_unless(vid, bpf.TC_ACT_UNSPEC)
+        to_member += bpf.copy(1, 6) + bpf.pop_vlan() + _redirect(member, _BPF_F_INGRESS)
+        to_trunk = bpf.push_vlan(vid) + _redirect(carrier, 0)
         with bpf.loaded(to_member) as inwards, bpf.loaded(to_trunk) as outwards, NetlinkSocket() as sock:
             replies = sock.send(
                 [
@@ -43,11 +42,11 @@ def connect(port: str, trunk: str, vid: int) -> None:
                     tc.bpf_filter(carrier, tc.CLSACT_INGRESS, _TAGGED, vid, f"vlan-{vid}", inwards),
                 ]
             )
+        for reply in replies:
+            if reply.errno:
+                raise OSError(reply.errno, reply.explanation or os.strerror(reply.errno))
     except OSError as error:
-        raise LabError(f"{failed}: {error.strerror}") from error
-    for reply in replies:
-        if reply.errno:
-            raise LabError(f"{failed}: {reply.explanation or os.strerror(reply.errno)}")
+        raise LabError(f"VLAN {vid} of {trunk} cannot be led to {port}: {error}") from error
 
 
 def disconnect(trunk: str, vid: int) -> None:

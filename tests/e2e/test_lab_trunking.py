@@ -30,7 +30,7 @@ from terway_core.lab.state import Lab, Spec
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.snapshot import Snapshot
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.uml, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.timeout(300)]
 
 SPEC = Spec(
     nodes=1,

@@ -21,7 +21,19 @@ from terway_core.lab.ping import ping
 from terway_core.lab.state import Lab, Spec
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.netns import Namespace, create_netns, delete_netns
-from terway_core.wiring.objects import Address, LinkUp, Neighbor, Route, Rule, Sysctl, Wiring, WiringObject
+from terway_core.wiring.objects import (
+    Address,
+    Clsact,
+    LinkUp,
+    Neighbor,
+    Route,
+    Rule,
+    Sysctl,
+    VlanPop,
+    VlanPush,
+    Wiring,
+    WiringObject,
+)
 from terway_core.wiring.snapshot import Link, Snapshot
 
 from .packets import arrives
@@ -55,7 +67,9 @@ class Node:
         return self.netns.run(function, self._cloud, *args, **kwargs)
 
     @contextmanager
-    def attached(self, vswitch: int = 1, **options: Any) -> Iterator[NetworkInterface]:
+    def attached(
+        self, vswitch: int = 1, *, trunk_eni_id: str = "", **options: Any
+    ) -> Iterator[NetworkInterface]:
         eni = self.call(
             ecs.create_network_interface,
             vswitch_id=self.vswitches[vswitch],
@@ -64,11 +78,12 @@ class Node:
             client_token=str(uuid4()),
             **options,
         )
-        self.call(ecs.attach_network_interface, eni.eni_id, self.instance_id)
+        place: dict[str, str] = {"trunk_eni_id": trunk_eni_id}
+        self.call(ecs.attach_network_interface, eni.eni_id, self.instance_id, **place)
         try:
             yield eni
         finally:
-            self.call(ecs.detach_network_interface, eni.eni_id, self.instance_id)
+            self.call(ecs.detach_network_interface, eni.eni_id, self.instance_id, **place)
             self.call(ecs.delete_network_interface, eni.eni_id)
 
     def link(self, eni: NetworkInterface) -> Link | None:
@@ -113,7 +128,13 @@ def configured(node: Node, eni: NetworkInterface) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("eni") / "lab")
-    spec = Spec(nodes=2, drivers=("vpc",), ip_stack="dual", vswitches=("192.168.9.0/28",))
+    spec = Spec(
+        nodes=2,
+        drivers=("vpc",),
+        ip_stack="dual",
+        vswitches=("192.168.9.0/28",),
+        instance_type="ecs.g7.4xlarge",  # it takes a trunk ENI
+    )
     up(lab, spec, lambda share, step: None)
     yield lab
     down(lab)
@@ -313,3 +334,51 @@ def test_it_falls_back_to_the_node_when_the_pods_namespace_is_gone(node: Node, n
             assert arrives(node.netns, str(eni.primary_ip), node_2, NODE_2, timeout=5)
             assert arrives(node.netns, str(eni.ipv6[0]), node_2, NODE_2_IPV6, timeout=5)
     assert node.link(eni) is None
+
+
+@contextmanager
+def tagged(node: Node, trunk: NetworkInterface, eni: NetworkInterface, vid: int) -> Iterator[None]:
+    """Addresses of ``eni`` on the trunk's link, what they send with a tag."""
+    link = node.link(trunk)
+    assert link
+    filters = (
+        Clsact(dev=link.name),
+        VlanPop(dev=link.name),
+        *(VlanPush(dev=link.name, src=address, vid=vid) for address in (*eni.ipv4, *eni.ipv6)),
+    )
+    with configured(node, replace(eni, mac=trunk.mac)):
+        engine = Engine(node.netns)
+        engine.apply(Wiring(host=filters), None, "test")
+        yield
+        engine.remove(Wiring(host=filters), None, "test")
+        engine.close()
+
+
+def test_a_member_is_known_by_its_tag(node: Node, node_2: Namespace) -> None:
+    """Also when its trunk has been in a namespace that is gone."""
+
+    def arrive(timeout: float) -> list[bool]:
+        pairs = (member.primary_ip, NODE_2), (member.ipv6[0], NODE_2_IPV6)
+        return [arrives(node.netns, str(source), node_2, target, timeout=timeout) for source, target in pairs]
+
+    with (
+        node.attached(type="Trunk", ipv6_count=1) as trunk,
+        node.attached(trunk_eni_id=trunk.eni_id, ipv6_count=1) as member,
+        node.attached(0, trunk_eni_id=trunk.eni_id) as other,
+    ):
+        ids = [member.eni_id, other.eni_id]
+        found = {eni.eni_id: eni for eni in node.call(ecs.describe_network_interfaces, eni_ids=ids)}
+        vid, wrong = (found[eni_id].device_index for eni_id in ids)
+        with tagged(node, trunk, member, vid):
+            assert arrive(5) == [True, True]
+            assert [node_2.run(ping, one) is not None for one in (*member.ipv4, *member.ipv6)] == [True] * 2
+        with tagged(node, trunk, member, wrong):
+            assert arrive(0.3) == [False, False]
+        link, name = node.link(trunk), f"terway-lab-test-{uuid4().hex[:6]}"
+        assert link
+        with Namespace.open(create_netns(name)) as pod:
+            move(link, node.netns, pod, "eth0")
+        delete_netns(name)
+        wait_for(lambda: node.link(trunk))
+        with tagged(node, trunk, member, vid):
+            wait_for(lambda: arrive(1) == [True, True])
