@@ -1,10 +1,10 @@
 """A second kernel: user-mode Linux, which is a process, has this machine's files, and what its kernel lacks.
 
-Debian's ``linux.uml`` has ipvlan, 802.1Q and tc's actions as modules. It has one CPU, and a system call takes
-some 35 times as long, but it boots in two seconds and leaves nothing behind: namespaces, links and processes
-end with it. Its root is the host's file system, so commands find the same files, the same Python environment
-and their own working directory. They share with the host neither processes nor network, nor ``/run``, nor
-``/dev``.
+Debian's ``linux.uml`` has ipvlan and tc's classifiers and actions as modules. It has one CPU, and a system
+call takes some 35 times as long, but it boots in two seconds and leaves nothing behind: namespaces, links
+and processes end with it. Its root is the host's file system, so commands find the same files, the same
+Python environment and their own working directory. They share with the host neither processes nor network,
+nor ``/run``, nor ``/dev``.
 
 ::
 

@@ -27,7 +27,7 @@ pytest.register_assert_rewrite(
 def pytest_configure(config: pytest.Config) -> None:
     """Make the markers known, for ``--strict-markers``."""
     config.addinivalue_line("markers", "kernel: needs root and makes real network namespaces")
-    config.addinivalue_line("markers", "uml: runs in user-mode Linux, whose kernel has ipvlan and VLANs")
+    config.addinivalue_line("markers", "uml: runs in user-mode Linux, whose kernel has ipvlan")
 
 
 @pytest.hookimpl(trylast=True)

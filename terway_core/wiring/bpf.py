@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
 import resource
 import socket
 import struct
@@ -24,7 +23,7 @@ ETH_P_8021Q = 0x8100
 
 _PROG_LOAD, _PROG_TYPE_SCHED_CLS = 5, 3
 #: Of bpf(2): on x86_64, and where the table is that of ``include/uapi/asm-generic/unistd.h``, as on aarch64.
-_SYSCALL: Final = 321 if platform.machine() == "x86_64" else 280
+_SYSCALL: Final = 321 if os.uname().machine == "x86_64" else 280
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -192,7 +192,7 @@ class Redirect:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VlanPush:
-    """What leaves by ``dev`` with the source address ``src`` gets the VLAN tag ``vid``.
+    """What leaves by ``dev`` with the source address ``src`` gets the VLAN tag ``vid``, from 1 to 4094.
 
     ``dev`` needs a :class:`Clsact`.
     """

@@ -119,9 +119,10 @@ def test_a_command_that_takes_too_long_is_killed_with_its_children(machine):
 def test_modules_are_loaded_when_they_are_needed(machine):
     script = (
         "ip link add d0 up type dummy && ip link add i0 link d0 type ipvlan mode l2"
-        " && ip link add link d0 name d0.7 type vlan id 7 && ip link add v0 type veth peer v1"
-        " && tc qdisc add dev d0 clsact"
-        " && tc filter add dev d0 egress protocol ip flower dst_ip 10.0.0.0/8 action vlan push id 7"
+        " && ip link add v0 type veth peer v1 && tc qdisc add dev d0 clsact"
+        " && tc filter add dev d0 egress protocol ip flower dst_ip 10.0.0.0/8"
+        " action mirred egress redirect dev v0"
+        " && tc filter add dev d0 egress bpf da bytecode '1,6 0 0 0,'"
         " && iptables-legacy -t nat -A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE && ip -6 rule"
     )
     status, _, stderr = run(machine, "sh", "-c", script)

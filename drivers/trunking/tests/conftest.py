@@ -1,22 +1,14 @@
-"""PodENIs as the control plane leaves them. What of the tests needs act_vlan runs in user-mode Linux."""
+"""PodENIs as the control plane leaves them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from terway_driver_trunking import api
 
 from terway_core.types import Pod
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cases of the conformance suite that wire real namespaces."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("kernel"):
-            item.add_marker(pytest.mark.uml)
 
 
 @pytest.fixture
