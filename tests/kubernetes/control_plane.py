@@ -13,6 +13,8 @@ import yaml
 from terway_driver_trunking import api
 from terway_driver_trunking.webhooks import MUTATING, NAME, PORT
 
+from terway_core.cloud import Cloud
+from terway_core.config import CloudConfig
 from terway_core.kube import PODS, SECRETS, Resource
 from terway_core.lab.api import NetworkInterface, Region
 from tests.e2e.containerd.node import TERWAY
@@ -44,16 +46,35 @@ class ControlPlane:
         """End it with no chance to clean up."""
         self.cluster.kill("trunking controller")
 
-    def add_networking(self, name: str, **allocation: str) -> None:
-        """Have a PodNetworking for the pods with the label ``networking``, and wait until it can be used."""
+    def add_security_group(self, name: str) -> str:
+        """Its id."""
+        region = self.cluster.lab.env["region"]
+        env = {
+            "ALIBABA_CLOUD_ACCESS_KEY_ID": region["access_key_id"],
+            "ALIBABA_CLOUD_ACCESS_KEY_SECRET": region["access_key_secret"],
+        }
+        endpoint = region["endpoint"].removeprefix("http://")
+        config = CloudConfig(region_id=region["region_id"], ecs_endpoint=endpoint, protocol="http")
+        params = {"VpcId": region["vpc_id"], "SecurityGroupName": name}
+        call = Cloud(config, env=env).call
+        answer = self.cluster.inside(self._node.netns, call, "ecs", "CreateSecurityGroup", params)
+        return str(answer["SecurityGroupId"])
+
+    def add_networking(
+        self, name: str, vswitch: int = 0, security_group: str = "", **allocation: str
+    ) -> None:
+        """Have a PodNetworking for the pods with the label ``networking``, and wait until it can be used.
+
+        :param vswitch: its number, from 0. :param security_group: by default the nodes'.
+        """
         region = self.cluster.lab.env["region"]
         networking = {
             "metadata": {"name": name},
             "spec": {
                 "selector": {"podSelector": {"matchLabels": {"networking": name}}},
                 "allocationType": allocation,
-                "vSwitchOptions": [region["vswitches"][0].split("=")[0]],
-                "securityGroupIDs": [region["security_group_id"]],
+                "vSwitchOptions": [region["vswitches"][vswitch].split("=")[0]],
+                "securityGroupIDs": [security_group or region["security_group_id"]],
             },
         }
         ask = self.cluster.ask

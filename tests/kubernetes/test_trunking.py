@@ -1,8 +1,5 @@
-"""Pods with ENIs of their own in a real cluster: who gets one, and addresses that outlive pods and nodes.
-
-Whether the packets of such pods pass depends on the kernel, which must have VLANs; where it has none, the
-kubelet tells why a pod does not start, and user-mode Linux is where packets are tested (tests/e2e).
-"""
+"""Pods with ENIs of their own in a real cluster: who gets one and whom it lets them reach, and addresses that
+outlive pods and nodes."""
 
 from __future__ import annotations
 
@@ -12,9 +9,7 @@ import pytest
 from terway_driver_trunking import api
 
 from terway_core.errors import KubeError
-from terway_core.kube import EVENTS, NODES
-from terway_core.registry import Drivers
-from terway_core.types import Node
+from terway_core.kube import NODES
 from tests.kubernetes.cluster import Cluster, wait_for
 from tests.kubernetes.control_plane import ControlPlane
 from tests.kubernetes.workload import STATEFULSETS, Workload
@@ -47,34 +42,34 @@ def trunks(control: ControlPlane) -> Iterator[Workload]:
 
 
 def test_only_who_is_selected_gets_an_eni(control: ControlPlane, trunks: Workload) -> None:
-    cluster = control.cluster
-    trunks.deploy_stateful("own", 2, {"networking": "elastic"})
+    """On each node are pods with an ENI in either security group, and one that nobody has selected."""
+    cluster, blue = control.cluster, control.add_security_group("blue")
+    control.add_networking("blue", vswitch=1, security_group=blue, type="Elastic")
+    for app, networking in (("own", "elastic"), ("blue", "blue")):
+        trunks.deploy_stateful(app, 2, {"networking": networking})
     trunks.deploy("plain", 2)
-    plain = trunks.ready("plain", 2)
-    own = control.bound("own", 2)
-    for pod in plain:
+    pods = {app: trunks.ready(app, 2) for app in ("own", "blue", "plain")}
+    assert [{pod["spec"]["nodeName"] for pod in found} for found in pods.values()] == [{*cluster.nodes}] * 3
+
+    for pod in pods["plain"]:
         assert not {api.POD_ENI, api.POD_NETWORKING} & set(pod["metadata"].get("annotations", {}))
-        assert (
-            "resources" not in pod["spec"]["containers"][0] or not pod["spec"]["containers"][0]["resources"]
-        )
-    assert {eni.private_ip and str(eni.private_ip) for eni in control.members()} == {
-        ip for _, ip in own.values()
-    }
+        assert not pod["spec"]["containers"][0].get("resources")
+    addresses = {app: {pod["status"]["podIP"] for pod in found} for app, found in pods.items()}
+    enis = {str(eni.private_ip): eni for eni in control.members()}
+    assert set(enis) == addresses["own"] | addresses["blue"]
+    vswitches = [text.split("=")[0] for text in cluster.lab.env["region"]["vswitches"]]
+    assert {enis[address].vswitch_id for address in addresses["own"]} == {vswitches[0]}
+    assert {enis[address].vswitch_id for address in addresses["blue"]} == {vswitches[1]}
 
-    if not Drivers.installed().preflight("trunking", Node(name="node-1")):
-        pods = trunks.ready("own", 2)
-        assert {pod["status"]["podIP"] for pod in pods} == {ip for _, ip in own.values()}
-        assert trunks.unreached(pods + plain, [pod["status"]["podIP"] for pod in pods]) == []
-        return
-
-    def told() -> set[str]:
-        return {
-            event["involvedObject"]["name"]
-            for event in cluster.list(EVENTS, "default")
-            if event["reason"] == "FailedCreatePodSandBox" and "vlan" in event["message"].lower()
-        }
-
-    wait_for(lambda: set(own) <= told(), "the kubelet tells what the kernel lacks")
+    together = pods["own"] + pods["plain"]
+    assert trunks.unreached(together, sorted(addresses["own"] | addresses["plain"])) == []
+    assert trunks.unreached(pods["blue"], sorted(addresses["blue"])) == []
+    for some, others in (
+        (together, addresses["blue"]),
+        (pods["blue"], addresses["own"] | addresses["plain"]),
+    ):
+        silent = {pod["metadata"]["name"]: sorted(others) for pod in some}
+        assert dict(trunks.unreached(some, sorted(others), timeout=0.5)) == silent
 
 
 def test_what_no_schema_can_refuse(control: ControlPlane) -> None:

@@ -84,22 +84,24 @@ class Workload:
         parts = [part for one in found for part in one.get("subsets", ())]
         return [address["ip"] for part in parts for address in part.get("addresses", ())]
 
-    def unreached(self, sources: list[dict[str, Any]], targets: list[str]) -> list[tuple[str, list[str]]]:
+    def unreached(
+        self, sources: list[dict[str, Any]], targets: list[str], timeout: float = 20
+    ) -> list[tuple[str, list[str]]]:
         """From which pods to which addresses no echo comes back."""
         namespaces = map(self.cluster.netns, sources)
         with ThreadPoolExecutor(4) as pool:
-            found = pool.map(lambda netns: self.silent(netns, targets), namespaces)
+            found = pool.map(lambda netns: self.silent(netns, targets, timeout), namespaces)
             return [
                 (pod["metadata"]["name"], silent)
                 for pod, silent in zip(sources, found, strict=True)
                 if silent
             ]
 
-    def silent(self, netns: str, targets: list[str]) -> list[str]:
+    def silent(self, netns: str, targets: list[str], timeout: float = 20) -> list[str]:
         """Which addresses do not answer in a network namespace."""
 
         def echo() -> list[str]:
-            return [one for one in targets if ping(ip_address(one), timeout=20) is None]
+            return [one for one in targets if ping(ip_address(one), timeout=timeout) is None]
 
         return self.cluster.inside(netns, echo)
 
