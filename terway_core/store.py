@@ -1,12 +1,12 @@
 """The journal: one SQLite file that says what was promised to whom.
 
 Every side effect of an attachment is written here before it happens, so that a start after ``kill -9`` can
-finish or undo it. One caller writes at a time, for all who wait, in one transaction: many pay for one fsync,
-none waits for a thread to wake up, and each of them returns only after it.
+finish or undo it. One caller writes at a time, for all who wait, in one transaction, and none waits for a
+thread to wake up. What is written is with the kernel, where no end of the process can harm it.
 
-A write that is not *durable* spares itself that fsync. It is with the kernel, where no end of the process can
-harm it; a power cut may undo it, but none that was written before it without undoing it too. It is for what a
-power cut makes untrue anyway, because it ends all pods, and for what a durable write follows.
+A *durable* write returns only after a sync, of which many share one. A power cut may undo others, but none
+without undoing all that were written after it. They are for what a power cut makes untrue anyway, because it
+ends all pods, and for what a sync follows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from terway_core.errors import StoreError
+from terway_core.syncer import Syncer
 from terway_core.types import Attachment, AttachmentKey, Lease
 from terway_core.wiring.objects import Wiring
 
@@ -35,7 +36,9 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 #: Transactions after which the write-ahead log is brought into the tables, beside whoever writes meanwhile.
-CHECKPOINT_EVERY = 250
+CHECKPOINT_EVERY = 100
+#: Seconds between attempts to get to the log's end while others write on, and how many there are.
+CHECKPOINT_PAUSE, CHECKPOINT_ATTEMPTS = 0.05, 100
 #: Pages of the log (of 4 KiB) at which a writer has to do it, because it never came to an end.
 LONGEST_LOG = 10_000
 _SCHEMA = """
@@ -106,9 +109,8 @@ class Record:
 class _Change:
     """A write that waits for its transaction. ``turn`` is released when it is done, or first in line."""
 
-    def __init__(self, function: Callable[[sqlite3.Connection], object], *, durable: bool = True) -> None:
+    def __init__(self, function: Callable[[sqlite3.Connection], object]) -> None:
         self.function = function
-        self.durable = durable
         self.result: object = None
         self.error: BaseException | None = None
         self.done = False
@@ -131,6 +133,7 @@ class Store:
         self._writing = False
         self._unchecked = 0  # transactions since the last checkpoint
         self._checkpoint = threading.Thread(target=self._write_checkpoint)
+        self._closing = threading.Event()
         self.was_damaged: Path | None = None
         self.read_only = read_only
         self._closed = False
@@ -143,6 +146,7 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._writer = self._open_writer()
+            self._syncer = Syncer(path.with_name(f"{path.name}-wal"))
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the journal {path} cannot be opened: {error}") from error
 
@@ -159,6 +163,8 @@ class Store:
             last = _Change(lambda db: None)
             leads = self._stand_in_line(last)
         self._carry_out(last, leads)
+        self._closing.set()
+        self._syncer.close()
         if self._checkpoint.is_alive():
             self._checkpoint.join()
         self._writer.close()
@@ -170,10 +176,11 @@ class Store:
 
         An exception of ``change`` undoes what it did, and nothing else.
 
-        :param durable: False: return when it is written, and leave it to a later write to bring it to disk.
-        :raises StoreError: the disk did not take it, or the journal is closed; nothing of it was kept.
+        :param durable: False: return when it is written, and leave it to a later sync to bring it to disk.
+        :raises StoreError: the disk did not take it, or the journal is closed; nothing of it was kept, unless
+            it was the sync that failed.
         """
-        mine = _Change(change, durable=durable)
+        mine = _Change(change)
         with self._lock:  # nothing comes behind the end of the line
             if self.read_only or self._closed:
                 how = "closed" if self._closed else "open for reading only"
@@ -182,7 +189,24 @@ class Store:
         self._carry_out(mine, leads)
         if mine.error:
             raise mine.error
+        if durable:
+            self.begin_sync()()
         return mine.result  # type: ignore[return-value]
+
+    def begin_sync(self) -> Callable[[], None]:
+        """Have all that is written by now brought to disk; the answer is a function that waits until it is.
+
+        That raises StoreError if it cannot be.
+        """
+        number = self._syncer.begin()
+
+        def wait() -> None:
+            try:
+                self._syncer.wait(number)
+            except OSError as error:
+                raise self._refused(error) from error
+
+        return wait
 
     def _stand_in_line(self, change: _Change) -> bool:
         """True: nobody writes, so whoever brought the change does. Call it with the lock."""
@@ -191,7 +215,7 @@ class Store:
         return leads
 
     def _carry_out(self, mine: _Change, leads: bool) -> None:
-        """Return when the change is on disk, or refused. Somebody else may have written it; or else this is
+        """Return when the change is written, or refused. Somebody else may have written it; or else this is
         the first in line, and writes for all who wait."""
         if not leads:
             mine.turn.acquire()
@@ -210,10 +234,7 @@ class Store:
 
     def _write_batch(self, batch: Sequence[_Change]) -> None:
         db = self._writer
-        # A commit under FULL syncs the write-ahead log, and so all that was written before; under NORMAL not.
-        level = "FULL" if any(change.durable for change in batch) else "NORMAL"
         try:
-            db.execute(f"PRAGMA synchronous={level}")
             db.execute("BEGIN IMMEDIATE")
             for change in batch:
                 db.execute("SAVEPOINT one")
@@ -233,15 +254,22 @@ class Store:
                 change.error = change.error or self._refused(error)
         self._unchecked += 1
         if self._unchecked >= CHECKPOINT_EVERY and not self._checkpoint.is_alive():
-            # A caller that had to do it would wait for the disk ten times as long as for its own write.
             self._unchecked = 0
             self._checkpoint = threading.Thread(target=self._write_checkpoint, name="journal")
             self._checkpoint.start()
 
     def _write_checkpoint(self) -> None:
+        """Bring the log into the tables, so that it is written from its beginning again: a sync of what makes
+        the file longer takes twice as long. A caller who did this would wait ten times as long as to write.
+        """
         try:
             with contextlib.closing(sqlite3.connect(self.path)) as db:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                for _ in range(CHECKPOINT_ATTEMPTS):
+                    if self._closing.wait(CHECKPOINT_PAUSE):
+                        return
+                    _, length, done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                    if length == done:
+                        return
         except sqlite3.Error as error:
             log.warning("journal", extra={"problem": f"no checkpoint: {error}"})
 
@@ -390,6 +418,9 @@ class Store:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute(f"PRAGMA wal_autocheckpoint={LONGEST_LOG}")
+            # A checkpoint syncs the log before the tables, and them before the log is written anew; a commit
+            # syncs nothing, which is left to the Syncer.
+            db.execute("PRAGMA synchronous=NORMAL")
             if (found := db.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(found)
             version = db.execute("PRAGMA user_version").fetchone()[0]

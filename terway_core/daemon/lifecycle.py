@@ -182,13 +182,15 @@ class Lifecycle:
             # Changes nothing, so the lease and the wiring are written down together.
             wiring = self._drivers.setup(mode, attachment, lease, node)
             record = replace(record, wiring=wiring, state=State.WIRING)
-            # Durable, with all before it: what the runtime is told of. That it is ready need not be; after a
-            # power cut a row is treated alike whichever it says, as its namespace is gone.
-            self._store.put(record)
+            self._store.put(record, durable=False)
+            on_disk = self._store.begin_sync()
             cancellation.check()
             self._shared.need(record.key, wiring.node)
             self._engine.apply(wiring, pod, record.owner)
             cancellation.check()
+            # What the runtime is told of is on disk. What the kernel does need not wait for that: a power cut
+            # ends it, and a row without a namespace is taken down afterwards, ready or not.
+            on_disk()
             return self._store.advance(record, State.READY)
         except BaseException as error:
             try:

@@ -300,6 +300,11 @@ class Pool:
             with self._rows.changed:
                 if self._rows.version == version:
                     self._rows.changed.wait(self._pause())
+                calm = not self._line
+            if calm:
+                # Nobody waits for the plan; those who come and go do so without it in their way.
+                self._stopping.wait(GATHER)
+            with self._rows.changed:
                 version = self._rows.version
             try:
                 self.step()

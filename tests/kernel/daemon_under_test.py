@@ -12,7 +12,8 @@ The files of a folder say which faults befall it; the product knows nothing of t
     says that one does.
 ``events``
     Gets a line for each request that is about to wait for its ``turn``, for each ``cancel`` of an ADD, each
-    ``durable`` or ``fleeting`` write of the journal, and before each ``apply``.
+    ``durable`` or ``fleeting`` write of the journal, when a ``sync`` of it begins and is done (``synced``),
+    and before each ``apply``.
 ``refuse``
     Drivers refuse to start with RetryLater while the file is there; its text is the reason.
 ``clock``
@@ -123,14 +124,24 @@ def tell(events: Path) -> None:
     for owner, method, event in ((SandboxLocks, "hold", "turn"), (Cancellation, "cancel", "cancel")):
         wrap(owner, method, functools.partial(append, events, event))
     wrap(Engine, "apply", functools.partial(append, events, "apply"))
-    write = Store.write
+    write, begin_sync = Store.write, Store.begin_sync
 
     def tell_and_write(store, change, *, durable=True):
         answer = write(store, change, durable=durable)
         append(events, "durable" if durable else "fleeting")
         return answer
 
-    Store.write = tell_and_write
+    def tell_and_sync(store):
+        wait = begin_sync(store)
+        append(events, "sync")
+
+        def tell_when_done():
+            wait()
+            append(events, "synced")
+
+        return tell_when_done
+
+    Store.write, Store.begin_sync = tell_and_write, tell_and_sync
 
 
 def append(path: Path, line: str) -> None:

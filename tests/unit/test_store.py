@@ -1,6 +1,7 @@
 """The journal: what was acknowledged is there, whatever happens to the process or the file."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -148,30 +149,83 @@ def held_up(store):
     return release
 
 
-@pytest.mark.parametrize(("durable", "level"), [(True, 2), (False, 1)])
-def test_a_durable_write_is_on_the_disk(store, durable, level):
-    for _ in range(2):
-        store.write(lambda db: db.execute("SELECT 1"), durable=not durable)
-        found = store.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable=durable)
-        assert found == level  # 2 is FULL: the commit syncs the log; 1 is NORMAL: it does not
+@pytest.fixture
+def synced(monkeypatch):
+    """Size of the write-ahead log at each sync of it, of whichever journal."""
+    sizes = []
+
+    def sync(file, sync=os.fdatasync):
+        sizes.append(os.fstat(file).st_size)
+        sync(file)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    return sizes
+
+
+def test_a_durable_write_is_on_the_disk(store, path, synced):
+    log = Path(f"{path}-wal")
+    store.put(record(), durable=False)
+    assert synced == []
+    store.put(record("c2"))
+    assert synced == [log.stat().st_size]
+
+
+def test_a_sync_that_is_begun_goes_on_beside(store, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(os, "fdatasync", lambda file: (begun.set(), go_on.wait(10)))
+    store.put(record(), durable=False)
+    wait = store.begin_sync()
+    assert begun.wait(10)
+    store.put(record("c2"), durable=False)
+    assert len(store.records()) == 2
+    go_on.set()
+    wait()
+
+
+def test_writers_that_wait_share_one_sync(store, monkeypatch):
+    begun, go_on, syncs = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(os, "fdatasync", lambda file: (syncs.append(file), begun.set(), go_on.wait(10)))
+    with ThreadPoolExecutor(8) as pool:
+        writes = [pool.submit(store.write, add_address("10.0.0.1"))]
+        assert begun.wait(10)
+        writes += [pool.submit(store.write, add_address(f"10.0.0.{number}")) for number in range(2, 9)]
+        while store._syncer._asked < 8:
+            threading.Event().wait(0.001)
+        go_on.set()
+        assert all(write.result() for write in writes)
+    assert len(syncs) == 2
+
+
+def test_a_sync_that_fails_is_told_and_so_is_every_later_one(store, monkeypatch):
+    def fail(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(StoreError, match="Input/output error"):
+            store.put(record())
+    with pytest.raises(StoreError, match="Input/output error"):
+        store.put(record("c2"))
 
 
 @given(writes=st.lists(st.booleans(), min_size=1, max_size=12), share=st.floats(0, 1))
-@settings(deadline=None, max_examples=50)
-def test_a_power_cut_undoes_the_last_writes_and_none_that_is_durable(writes, share):
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_power_cut_undoes_the_last_writes_and_none_that_is_durable(synced, writes, share):
     """What a disk holds then is what was synced, and of what came after it any part, but in its order."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "terway.db")
-        log, after = Path(f"{path}-wal"), Path(folder, "after.db")
+        after = Path(folder, "after.db")
         store = Store(path)
-        kept, synced = 0, log.stat().st_size
+        synced[:] = [Path(f"{path}-wal").stat().st_size]
+        kept = 0
         for number, durable in enumerate(writes):
             store.write(add_address(f"10.0.0.{number}"), durable=durable)
             if durable:
-                kept, synced = number + 1, log.stat().st_size
-        written = log.read_bytes()
+                kept = number + 1
+        written = Path(f"{path}-wal").read_bytes()
         after.write_bytes(path.read_bytes())
-        Path(f"{after}-wal").write_bytes(written[: synced + round(share * (len(written) - synced))])
+        on_disk = synced[-1] + round(share * (len(written) - synced[-1]))
+        Path(f"{after}-wal").write_bytes(written[:on_disk])
         store.close()
         store = Store(after)
         found = addresses(store)
