@@ -346,18 +346,28 @@ class Store:
             self._decoded.pop(key, None)  # removed while somebody read it
         return found
 
-    def others_of(self, attachment: Attachment) -> list[Record]:
-        """Rows of other sandboxes for the same interface of the same pod: their runtime has replaced them.
+    def find(self, attachment: Attachment) -> tuple[Record | None, list[Record]]:
+        """The row of an attachment, and rows of other sandboxes for the same interface of the same pod: their
+        runtime has replaced them.
 
         On whatever network: that may have another name since, the host's end of the link has not.
         """
-        pod = attachment.pod
-        if not pod.name:
-            return []
-        return self._select(
-            "WHERE namespace=? AND name=? AND ifname=? AND container_id<>?",
-            (pod.namespace, pod.name, attachment.ifname, attachment.container_id),
+        key, pod = attachment.key, attachment.pod
+        found = self._select(
+            "WHERE (network=? AND container_id=? AND ifname=?) OR "
+            "(namespace=? AND name=? AND name<>'' AND ifname=? AND container_id<>?)",
+            (
+                key.network,
+                key.container_id,
+                key.ifname,
+                pod.namespace,
+                pod.name,
+                key.ifname,
+                key.container_id,
+            ),
         )
+        own = next((record for record in found if record.key == key), None)
+        return own, [record for record in found if record is not own]
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
         with self.read() as db:

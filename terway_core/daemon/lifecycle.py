@@ -124,14 +124,14 @@ class Lifecycle:
                 raise InvalidEnvironment(
                     f"CNI_NETNS {attachment.netns} is the host's own network namespace, which no pod may have"
                 )
-            record = self._store.get(attachment.key)
+            record, others = self._store.find(attachment)
             if record and record.state is State.READY and record.netns_id == pod.identity:
                 log.info("add repeated", extra={"attachment": str(attachment.key)})
             else:
                 attachment = self._with_pod(attachment)
                 if record:
                     self.take_down(record)
-                for other in self._store.others_of(attachment):
+                for other in others:
                     log.info("sandbox replaced", extra={"attachment": str(other.key)})
                     self.take_down(other)
                 record = self._add_new(attachment, pod, cancellation)
@@ -157,7 +157,7 @@ class Lifecycle:
         try:
             return replace(attachment, pod=self._cluster.pods.describe(pod))
         except KubeUnavailable:
-            for record in self._store.others_of(attachment):  # the same pod's earlier sandbox
+            for record in self._store.find(attachment)[1]:  # the same pod's earlier sandbox
                 if pod.uid and record.attachment.pod.uid == pod.uid:
                     return replace(attachment, pod=record.attachment.pod)
             raise

@@ -106,7 +106,7 @@ def test_records_are_sorted_by_age(store):
     assert [found.created for found in store.records()] == [1.0, 2.0, 3.0]
 
 
-def test_others_of_are_older_sandboxes_of_the_same_interface(store):
+def test_find_tells_the_attachment_from_older_sandboxes_of_the_same_interface(store):
     elsewhere = replace(record("c4"), attachment=replace(record("c4").attachment, network="renamed"))
     for old in (
         record("c1"),
@@ -116,16 +116,14 @@ def test_others_of_are_older_sandboxes_of_the_same_interface(store):
         elsewhere,
     ):
         store.put(old)
-    assert [found.attachment.container_id for found in store.others_of(record("c1").attachment)] == [
-        "c2",
-        "c4",
-    ]
-    assert store.others_of(record("new").attachment) == [record("c1"), record("c2"), elsewhere]
+    assert store.find(record("c1").attachment) == (record("c1"), [record("c2"), elsewhere])
+    assert store.find(record("new").attachment) == (None, [record("c1"), record("c2"), elsewhere])
 
 
 def test_pods_without_a_name_are_not_one_another(store):
     store.put(record("c1", name=""))
-    assert store.others_of(record("c2", name="").attachment) == []
+    assert store.find(record("c1", name="").attachment) == (record("c1", name=""), [])
+    assert store.find(record("c2", name="").attachment) == (None, [])
 
 
 def test_owner_names_driver_and_attachment():
