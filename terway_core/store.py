@@ -310,16 +310,23 @@ class Store:
         self._decoded[record.key] = row, record
 
     def advance(self, record: Record, state: State, *, problem: str = "") -> Record:
-        """Write that ``record`` is in ``state`` now; the rest of the row stays. Not durable."""
+        """Write that ``record`` is in ``state`` now. Not durable.
+
+        The rest of the row stays, but for the wiring of one that is releasing: that is gone by then, and what
+        looks like it belongs to somebody else.
+        """
         key = record.key
+        wiring = ", wiring=NULL" if state is State.RELEASING else ""
         self.write(
             lambda db: db.execute(
-                "UPDATE attachments SET state=?, problem=? WHERE network=? AND container_id=? AND ifname=?",
+                f"UPDATE attachments SET state=?, problem=?{wiring} "
+                "WHERE network=? AND container_id=? AND ifname=?",
                 (state.value, problem, key.network, key.container_id, key.ifname),
             ),
             durable=False,
         )
-        return replace(record, state=state, problem=problem)
+        record = replace(record, state=state, problem=problem)
+        return replace(record, wiring=None) if wiring else record
 
     def remove(self, key: AttachmentKey) -> None:
         """The attachment is gone. Not durable: a row that comes back is one whose pod a power cut ended."""

@@ -283,9 +283,7 @@ class Lifecycle:
                 except TerwayError as error:
                     self._store.advance(record, State.UNWIRING, problem=error.message)
                     raise
-            # Without its wiring: that is gone, and what looks like it belongs to somebody else.
-            record = replace(record, state=State.RELEASING, wiring=None, problem="")
-            self._store.put(record, durable=False)
+            record = self._store.advance(record, State.RELEASING)
         try:
             self._drivers.teardown(record.driver, record.attachment, record.lease)
         except TerwayError as error:

@@ -88,6 +88,9 @@ def test_put_replaces_and_advance_changes_only_the_state(store):
     moved = store.advance(store.get(record().key), State.WIRING, problem="refused")
     assert (moved.state, moved.problem) == (State.WIRING, "refused")
     assert store.get(moved.key) == moved
+    released = store.advance(moved, State.RELEASING)
+    assert released == replace(moved, state=State.RELEASING, problem="", wiring=None)
+    assert store.get(moved.key) == released
     store.put(record())
     assert store.records() == [record()]
 
