@@ -39,19 +39,20 @@ def main() -> None:
         ours = stack.enter_context(vpc(folder / "vpc"))
         shared = stack.enter_context(lab_mode("eniip_veth", folder / "lab"))
         go = stack.enter_context(go_ptp(folder))
+        own = stack.enter_context(lab_mode("eni", folder / "eni"))
         subjects = [ours, shared, go]
-        for subject, path in zip(subjects, stack.enter_context(namespaces(3, "stays")), strict=True):
+        for subject, path in zip([*subjects, own], stack.enter_context(namespaces(4, "stays")), strict=True):
             # What only the first pod of a node pays for is not measured.
             subject.call("ADD", path)
             stack.callback(subject.call, "DEL", path)
         say("one by one")
-        single = measure.one_by_one(subjects, ROUNDS)
+        single = measure.one_by_one([ours, shared, own, go], ROUNDS)
         say("bursts")
         many, cpu = measure.bursts(subjects, 3)
         say("pod to pod")
         network = measure.pod_to_pod([ours, go], 3)
         memory_with_sdk = measure.resident(shared)
-        floor = measure.floor_of_an_add(ours, folder, 100)
+        floor = measure.floors(ours, folder, 100)
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="tb-") as scratch:
         say(f"{PODS} attachments")
         scale = measure.at_scale(Path(scratch) / "vpc", PODS, 50)
@@ -85,7 +86,7 @@ def main() -> None:
         [f"one gc round at {PODS}", f"{1000 * scale[f'gc at {PODS}']:.0f} ms"],
         *([f"daemon CPU for an ADD and a DEL, {name}", f"{1000 * t:.1f} ms"] for name, t in cpu.items()),
         *([f"address out of a pool that has {n}", f"{1000 * t:.2f} ms"] for n, t in pool.items()),
-        *([f"floor of an ADD: {part}", f"{1000 * t:.2f} ms"] for part, t in floor.items()),
+        *([f"floor: {part}", f"{1000 * t:.2f} ms"] for part, t in floor.items()),
         *([f"wiring one pod, {way}", f"{1000 * t:.2f} ms"] for way, t in wiring.items()),
         *(
             [f"pod to pod, {n}", f"{rate:.1f} Gbit/s, {1e6 * trip:.0f} µs"]

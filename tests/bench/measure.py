@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from terway_core.store import Store
 from terway_core.types import Attachment, Lease
 from terway_core.wiring import netlink
 from terway_core.wiring.engine import Engine
-from terway_core.wiring.netlink import NetlinkSocket
+from terway_core.wiring.netlink import LinkNews, NetlinkSocket
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import Address, LinkUp, Neighbor, Route, Veth, Wiring
 from terway_core.wiring.veth import wire_by_veth
@@ -133,19 +134,59 @@ def address_pool(folder: Path, size: int) -> dict[int, float]:
     return found
 
 
-def floor_of_an_add(subject: Subject, folder: Path, rounds: int) -> dict[str, float]:
-    """What an ADD cannot do without, each part by itself: a process, and four commits to the disk."""
-    processes = [subject.call("VERSION", Path("none")) for _ in range(rounds)]
-    store = Store(folder / "floor.db")
-    store.write(lambda db: db.execute("CREATE TABLE floor (row)"))
-    commits = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(4):
-            store.write(lambda db: db.execute("INSERT INTO floor VALUES (?)", ("x" * 1000,)))
-        commits.append(time.perf_counter() - start)
-    store.close()
-    return {"the process": statistics.median(processes), "four commits": statistics.median(commits)}
+def floors(subject: Subject, folder: Path, rounds: int) -> dict[str, float]:
+    """What a command or a burst cannot do without, each part by itself."""
+    nowhere = [Path("none")] * BURST
+    processes = [subject.call("VERSION", nowhere[0]) for _ in range(rounds)]
+    many = [subject.call_all("VERSION", nowhere, at_once=AT_ONCE) for _ in range(5)]
+    return {
+        "a process": statistics.median(processes),
+        "a sync of the disk": statistics.median(_syncs(folder / "floor", rounds)),
+        f"{BURST} processes, {AT_ONCE} at a time": statistics.median(many),
+        f"{BURST} veth pairs deleted by one message": statistics.median(_deletions(BURST, 5)),
+    }
+
+
+def _syncs(path: Path, rounds: int) -> list[float]:
+    """Of a page that was written anew, each after a pause: as of a disk that has nothing else to do."""
+    times = []
+    with path.open("wb") as file:
+        for _ in range(rounds):
+            os.pwrite(file.fileno(), os.urandom(4096), 0)
+            time.sleep(0.01)
+            start = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def _deletions(count: int, rounds: int) -> list[float]:
+    """Until the kernel has taken the last one out of its tables."""
+    times = []
+    with (
+        namespaces(count + 1, "doomed") as (first, *paths),
+        Namespace.open(first) as host,
+        NetlinkSocket(host) as sock,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        for _ in range(rounds):
+            for number, path in enumerate(paths):
+                mac = f"0a:00:00:00:00:{number:02x}"
+                veth = Veth(name=f"v{number}", peer="eth0", mac=mac, peer_mac=f"0a:01{mac[5:]}")
+                with Namespace.open(path) as pod, NetlinkSocket.of(pod) as inside:
+                    sock.send([netlink.new_veth(veth, pod.fd)])
+                    sock.send([netlink.set_up(sock.links([veth.name])[veth.name].index)])
+                    inside.send([netlink.set_up(inside.links(["eth0"])["eth0"].index)])
+            left = {link.index for link in sock.links([f"v{number}" for number in range(count)]).values()}
+            messages = [*map(netlink.doom, left), netlink.delete_doomed()]
+            with LinkNews(host) as news:
+                start = time.perf_counter()
+                request = thread.submit(sock.send, messages)
+                while left and not request.done():
+                    left -= news.deleted(0.005)
+                times.append(time.perf_counter() - start)
+                request.result()
+    return times
 
 
 def wiring_alone(rounds: int) -> dict[str, list[float]]:

@@ -101,7 +101,7 @@ def picture(path: Path, single: Times, many: Times) -> None:
                 yerr=[below, above],
                 ecolor="#94a3b8",
                 label=name,
-                color="#f59e0b" if name == BASE else ["#5eead4", "#0f766e"][position % 2],
+                color="#f59e0b" if name == BASE else ["#5eead4", "#0f766e", "#99a8b8"][position % 3],
             )
             axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
         axes.set_xticks([number + 0.4 - 0.4 / len(names) for number in range(len(commands))], commands)
