@@ -150,10 +150,10 @@ class AddressPool(_OwnedAddresses):
             return ip_address(row[0])
         now = self._clock()
         # By itself SQLite would look through all rows of the pool.
-        table, resting = "addresses INDEXED BY addresses_by_owner", "pool=? AND owner IS NULL AND rests_until"
-        db.execute(f"DELETE FROM {table} WHERE {resting}<=?", (self.name, now))
+        table, unowned = "addresses INDEXED BY addresses_by_owner", "pool=? AND owner IS NULL AND rests_until"
+        db.execute(f"DELETE FROM {table} WHERE {unowned}<=?", (self.name, now))
         db.execute(  # the clock has jumped back
-            f"UPDATE {table} SET rests_until=? WHERE {resting}>?",
+            f"UPDATE {table} SET rests_until=? WHERE {unowned}>?",
             (now + self._rest, self.name, now + self._rest),
         )
         offset = self._free_offset(db)

@@ -8,6 +8,7 @@ the cloud is asked to take it away.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
@@ -270,23 +271,25 @@ class Rows:
     def _grant_address(self, owner: str, now: float) -> Grant | None:
         """One address of each family from one ENI, the fullest first: what is spread thin cannot be given
         back. Of an ENI's free addresses the one that has rested longest."""
-        best: tuple[int, Eni, tuple[EniAddress, ...]] | None = None
-        for token, addresses in self.by_eni().items():
-            eni = self.enis[token]
-            if eni.use != "shared" or eni.state is not EniState.READY:
-                continue
-            chosen = []
-            for family in self._families:
-                free = [a for a in addresses if a.address.version == family and a.free(now)]
-                if not free:
-                    break
-                chosen.append(min(free, key=lambda a: a.rests_until))
-            else:
-                used = sum(bool(a.owner) for a in addresses)
-                if best is None or used > best[0]:
-                    best = used, eni, tuple(chosen)
-        if best is None:
+        used: Counter[str] = Counter()
+        rested: dict[tuple[str, int], EniAddress] = {}  # by ENI and family
+        for row in self.addresses.values():
+            if row.owner:
+                used[row.token] += 1
+            elif row.free(now):
+                key = row.token, row.address.version
+                if key not in rested or row.rests_until < rested[key].rests_until:
+                    rested[key] = row
+        serving = [
+            eni
+            for eni in self.enis.values()
+            if eni.use == "shared" and eni.state is EniState.READY
+            if all((eni.token, family) in rested for family in self._families)
+        ]
+        if not serving:
             return None
-        taken = tuple(replace(address, owner=owner) for address in best[2])
+        eni = max(serving, key=lambda eni: used[eni.token])
+        chosen = [rested[eni.token, family] for family in self._families]
+        taken = tuple(replace(address, owner=owner) for address in chosen)
         self.addresses.update((address.address, address) for address in taken)
-        return Grant(best[1], taken)
+        return Grant(eni, taken)

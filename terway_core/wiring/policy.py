@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
 from ipaddress import ip_interface
 from typing import Final
 
@@ -19,9 +19,10 @@ FROM_POD: Final = 2048
 FIRST_TABLE: Final = 1000
 
 
+@functools.lru_cache(maxsize=64)  # of which nodes have ENIs; their pods share the objects
 def way_by_eni(
-    dev: str, table: int, gateway: IPAddress, *, addresses: Iterable[IPAddress], mtu: int
-) -> list[WiringObject]:
+    dev: str, table: int, gateway: IPAddress, *, addresses: tuple[IPAddress, ...], mtu: int
+) -> tuple[WiringObject, ...]:
     """What one family of the pods of an ENI needs of its link ``dev``: up, and ``table`` leads to the VPC.
 
     :param gateway: of the ENI's vSwitch. :param addresses: the node's own.
@@ -35,10 +36,10 @@ def way_by_eni(
         if address.version == gateway.version
     ]
     if gateway.version == 4:
-        return [LinkUp(dev=dev, mtu=mtu), *own, route]
-    return [
+        return LinkUp(dev=dev, mtu=mtu), *own, route
+    return (
         *ipv6_sysctls(dev, forwarding=True, dad=False),
         LinkUp(dev=dev, mtu=mtu),
         *own,
         route,
-    ]
+    )
