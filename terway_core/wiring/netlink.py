@@ -199,7 +199,8 @@ class NetlinkSocket:
         # One that was found before is mostly where it was, and a list has all pods' links.
         if found := self._found.pop(mac, None):
             link = self.links([found.name]).get(found.name)
-            if link and link.index == found.index and link.has_mac(mac):
+            # The same link, so of the same kind; whether it still has the address shows without parsing.
+            if link and link.index == found.index and attr(IFLA_ADDRESS, _mac(mac)) in link.message:
                 self._found[mac] = found
                 return found
         for body in self._dump_links():

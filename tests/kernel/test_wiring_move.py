@@ -12,6 +12,7 @@ from .wirings import OWNER, POD, Rig
 pytestmark = pytest.mark.kernel
 
 ENI = MoveLink(mac="00:16:3e:00:00:01", name="eth0", mtu=1400)
+OTHER_MAC = "00:16:3e:00:00:02"
 WIRING = Wiring(host=(ENI,), pod=POD)
 
 
@@ -71,3 +72,19 @@ def test_a_taken_name_is_an_error_and_the_link_comes_back(rig):
         rig.engine.apply(WIRING, rig.pod, OWNER)
     rig.engine.remove(WIRING, rig.pod, OWNER)
     assert (links(rig.host), links(rig.pod)) == ({ENI.host_name}, {"eth0"})
+
+
+def test_a_link_is_found_wherever_its_address_goes(rig):
+    """It is remembered where one was, so what was remembered must not outlive the truth."""
+    found = rig.engine.find_link(ENI.mac)
+    assert found.name == "eth1"
+    assert rig.engine.find_link(ENI.mac) == found
+    rig.by_hand("host", "ip link set eth1 name ens5")
+    assert rig.engine.find_link(ENI.mac).name == "ens5"
+    rig.by_hand("host", f"ip link set ens5 address {OTHER_MAC}")
+    assert rig.engine.find_link(ENI.mac) is None
+    assert rig.engine.find_link(OTHER_MAC).name == "ens5"
+    rig.by_hand("host", "ip link del ens5")
+    rig.by_hand("host", f"ip link add ens5 address {ENI.mac} type veth peer name switch0")
+    assert rig.engine.find_link(OTHER_MAC) is None
+    assert rig.engine.find_link(ENI.mac).name == "ens5"
