@@ -1,13 +1,17 @@
 """Namespaces: held, entered by threads of their own, and told apart."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from terway_core.errors import IOFailure
+from terway_core.wiring.netlink import NetlinkSocket
 from terway_core.wiring.netns import NETNS_DIR, Namespace, NamespaceGone, create_netns, delete_netns
 
 from .conftest import RUN, require
@@ -52,6 +56,37 @@ def test_a_socket_stays_in_the_namespace_in_which_it_was_opened(name):
         pytest.raises(OSError, match="unreachable"),
     ):
         sock.connect(("127.0.0.1", 1))  # lo is down in there
+
+
+def test_who_opens_a_netlink_socket_comes_back(name):
+    outside = inode()
+    with Namespace.open(create_netns(name)) as namespace:
+        links = NetlinkSocket.of(namespace).dump_links()
+        assert [index for index, _, _ in links] == [1]  # lo alone
+        assert inode() == outside
+
+
+CANNOT_COME_BACK = """
+import sys
+from terway_core.wiring import netns
+calls = []
+setns = netns._libc.setns
+def once(fd, kind):
+    calls.append(fd)
+    return setns(fd, kind) if len(calls) == 1 else -1
+netns._libc.setns = once
+with netns.Namespace.open(sys.argv[1]) as namespace:
+    namespace.route_socket
+print("went on")
+"""
+
+
+def test_a_process_that_cannot_come_back_ends(name):
+    """Rather than to do to the pod what it means for the host."""
+    path = create_netns(name)
+    done = subprocess.run([sys.executable, "-c", CANNOT_COME_BACK, path], capture_output=True, cwd="/")
+    assert done.returncode == -signal.SIGABRT
+    assert done.stdout == b""
 
 
 def test_many_threads_in_many_namespaces(name):
