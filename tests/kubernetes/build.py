@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 VERSION = "1.20.2"
@@ -67,7 +68,7 @@ def build(work: Path) -> Path:
         "GO111MODULE": "off",
         "CGO_ENABLED": "0",
     }
-    run("nice", "make", "WHAT=" + " ".join(f"cmd/{name}" for name in PROGRAMS), cwd=tree, env=env)
+    run("make", "WHAT=" + " ".join(f"cmd/{name}" for name in PROGRAMS), cwd=tree, env=env)
 
     done = work / "bin"
     done.mkdir()
@@ -113,11 +114,17 @@ def source_lines(etc: Path = Path("/etc/apt")) -> list[tuple[str, str]]:
 
 
 def run(*argv: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
-    """Run a command, with its output on standard error."""
-    try:
-        subprocess.run(list(map(str, argv)), cwd=cwd, env=env, check=True, stdout=sys.stderr)
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"{argv[0]} failed: exit status {error.returncode}")
+    """Run a command, with its output on standard error, and a word once a minute: a compiler says nothing."""
+    started = time.monotonic()
+    process = subprocess.Popen(list(map(str, argv)), cwd=cwd, env=env, stdout=sys.stderr)
+    while process.poll() is None:
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            minutes = (time.monotonic() - started) / 60
+            print(f"{argv[0]} has run for {minutes:.0f} min", file=sys.stderr, flush=True)
+    if process.returncode:
+        sys.exit(f"{argv[0]} failed: exit status {process.returncode}")
 
 
 if __name__ == "__main__":
