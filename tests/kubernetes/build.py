@@ -24,8 +24,12 @@ PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube
 #: Where the programs are; etcd is one of them.
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "terway" / f"kubernetes-{VERSION}"
 GO = "1.19"
+#: The one that the tree has knows maps as they were before Go 1.18; its API server would crash at the first
+#: custom resource.
+REFLECT = "github.com/modern-go/reflect2"
 #: What is unpacked for the build, with what that needs beyond the C library.
 PACKAGES = (
+    "golang-github-modern-go-reflect2-dev",
     *(f"golang-{GO}-go", f"golang-{GO}-src", "etcd-server"),
     *("jq", "libjq1", "libonig5"),
     *("rsync", "liblz4-1", "libpopt0", "libxxhash0", "libzstd1"),
@@ -57,6 +61,8 @@ def build(work: Path) -> Path:
     tree = work / "go/src/k8s.io/kubernetes"
     tree.parent.mkdir(parents=True)
     (work / "source").rename(tree)
+    shutil.rmtree(tree / "vendor" / REFLECT)
+    shutil.copytree(system / "usr/share/gocode/src" / REFLECT, tree / "vendor" / REFLECT)
     go = system / f"usr/lib/go-{GO}"
     libraries = [str(folder) for folder in (system / "usr/lib").glob("*-linux-gnu")]
     env = {
