@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -182,6 +183,8 @@ class Services:
     :param eni_pool: starts the node's pool of ENIs for a use and returns it; CloudError while it cannot.
     :param kube: the Kubernetes cluster; None when ``kube.enabled`` is false.
     :param clock: seconds since the epoch. Everything that rests or expires asks it.
+    :param waiting: who waits in ``terway_allocate`` for what others do does so in ``with waiting():``, and
+        keeps no other pod waiting meanwhile: so many ADDs work at once, and no more.
     """
 
     options: Mapping[str, Any]
@@ -191,6 +194,7 @@ class Services:
     eni_pool: Callable[[Literal["shared", "exclusive", "trunk"]], Pool]
     kube: Cluster | None = None
     clock: Callable[[], float]
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class DriverHooks(Protocol):

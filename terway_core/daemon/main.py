@@ -101,6 +101,7 @@ class Daemon:
             self.engine.find_link,
             self.cluster,
             clock,
+            self.line.aside,
         )
         self._shared = SharedObjects(self.engine)
         self.lifecycle = Lifecycle(

@@ -107,14 +107,32 @@ class WorkQueue:
         try:
             yield
         finally:
-            with self._lock:
-                self._free += 1
-                self._call_first()
+            self._leave()
 
-    def _enter(self, timeout: float, cancellation: Cancellation | None) -> None:
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within a :meth:`place`: let others have it while this one waits for something. Then it is the first
+        in line, for however long that takes: it has waited already."""
+        self._leave()
+        try:
+            yield
+        finally:
+            self._enter(None, None, first=True)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._free += 1
+            self._call_first()
+
+    def _enter(
+        self, timeout: float | None, cancellation: Cancellation | None, *, first: bool = False
+    ) -> None:
         me = _Waiting(self._lock)
         with self._lock:
-            self._line.append(me)
+            if first:
+                self._line.appendleft(me)
+            else:
+                self._line.append(me)
             if cancellation:
                 cancellation.on_cancel(partial(self._wake, me))
             try:

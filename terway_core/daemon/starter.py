@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -39,6 +40,7 @@ class Starter:
         find_link: Callable[[str], FoundLink | None],
         cluster: Cluster | None,
         clock: Callable[[], float],
+        waiting: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._config = config
         self._drivers = drivers
@@ -47,6 +49,7 @@ class Starter:
         self._clock = clock
         self._find_link = find_link
         self._cluster = cluster
+        self._waiting = waiting
         self._node: Node | None = None
         self.pool: Pool | None = None
         self.unavailable: dict[str, str] = dict.fromkeys(config.drivers, "the daemon is starting")
@@ -102,6 +105,7 @@ class Starter:
             eni_pool=self._start_pool,
             kube=self._cluster,
             clock=self._clock,
+            waiting=self._waiting,
         )
         try:
             self._drivers.start(mode, services)
@@ -119,7 +123,12 @@ class Starter:
 
         if self.pool is None:
             self.pool = Pool(
-                self._store, self._cloud, self._config.pool, find_link=self._find_link, clock=self._clock
+                self._store,
+                self._cloud,
+                self._config.pool,
+                find_link=self._find_link,
+                clock=self._clock,
+                waiting=self._waiting,
             )
         self.pool.start(use)
         return self.pool

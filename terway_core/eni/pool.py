@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from terway_core.cloud import Cloud, ecs, vpc
@@ -43,6 +44,7 @@ class Pool:
 
     :param find_link: the link of the host's namespace that has this MAC address.
     :param clock: seconds since the epoch.
+    :param waiting: see :class:`~terway_core.types.Services`.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Pool:
         *,
         find_link: Callable[[str], FoundLink | None],
         clock: Callable[[], float] = time.time,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._cloud = cloud
         self._config = config
         self._find_link = find_link
         self._clock = SteadyClock(clock)
+        self._waiting = waiting
         self._ledger = Ledger(store)
         self._rows = Rows(self._ledger, config.families, now=self._clock(), cooldown=config.cooldown)
         self._line = Line(self._rows, self._clock)
@@ -179,9 +183,12 @@ class Pool:
                 return granted
             self._quiet_since = self._clock()
             ticket = self._line.join(owner, use)
-            self._rows.changed.wait_for(
-                lambda: ticket.settled or self._stopping.is_set(), timeout=self._config.wait
-            )
+        if not ticket.settled:
+            with self._waiting(), self._rows.changed:
+                self._rows.changed.wait_for(
+                    lambda: ticket.settled or self._stopping.is_set(), timeout=self._config.wait
+                )
+        with self._rows.changed:
             self._line.leave(ticket)
             self._quiet_since = self._clock()
         if ticket.grant is None:

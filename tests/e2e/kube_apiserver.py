@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -10,15 +11,28 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from terway_core.config import KubeConfig
 from terway_core.errors import KubeError
 from terway_core.kube import NAMESPACES, NODES, PODS, KubeClient
+from terway_core.lab.kubernetes import real
 from terway_core.lab.kubernetes.real import Programs, apiserver_command
 
 #: Seconds until it must serve; a loaded machine takes its time.
 PATIENCE = 90.0
+
+
+def programs() -> Programs:
+    """The programs; a test that finds none is skipped, and fails in CI."""
+    found = real.find()
+    if found is None:
+        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
+        refuse(
+            f"no kube-apiserver and etcd in {real.DEFAULT_ASSETS} or ${real.ENV_ASSETS}: make test-kubernetes"
+        )
+    return found
 
 
 class RealApiServer:

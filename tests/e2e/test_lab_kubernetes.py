@@ -22,6 +22,7 @@ from terway_core.lab.nodes import terway
 from terway_core.lab.paths import endpoints, measure
 from terway_core.lab.runtime import PluginFailed, Runtime
 from terway_core.lab.state import Lab, LabError, Spec
+from tests.e2e.kube_apiserver import programs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 if os.geteuid() and not os.environ.get("CI"):
@@ -30,10 +31,10 @@ if os.geteuid() and not os.environ.get("CI"):
 TERWAY = str(Path(sysconfig.get_path("scripts")) / "terway")
 
 
-@pytest.fixture(scope="module", params=["simulated", "real"])
+@pytest.fixture(scope="module", params=["simulated", pytest.param("real", marks=pytest.mark.kubernetes)])
 def lab(request, tmp_path_factory) -> Iterator[Lab]:
-    if request.param == "real" and real.find() is None:
-        pytest.skip(f"no kube-apiserver and etcd in {real.DEFAULT_ASSETS} or ${real.ENV_ASSETS}")
+    if request.param == "real":
+        programs()
     lab = Lab(tmp_path_factory.mktemp("lab"))
     spec = Spec(nodes=1, drivers=("eni", "eniip_veth"), kubernetes=request.param)
     up(lab, spec, lambda share, step: None)

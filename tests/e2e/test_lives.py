@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from terway_core.config import load_config
 from terway_core.lab import fabric
 from terway_core.lab.api import InjectedFault, Region
 from terway_core.lab.build import down, status, up
@@ -218,4 +219,26 @@ def test_a_lagging_metadata_service_is_no_reason_to_lose_or_free_anything(lab):
     assert all(reaches_internet(pod.netns) for pod in pods)
     until(lambda: agrees(node), "the audit finds no difference")
     for pod in pods:
+        runtime.remove_pod(pod)
+
+
+def test_pods_that_wait_for_an_address_are_no_more_work_than_they_make(lab):
+    """More of them than work at once; a pod's end does not wait for theirs."""
+    node, runtime = lab.nodes[0], Runtime(lab.nodes[0])
+    runtime.run_pod("first")
+    inject(lab, InjectedFault(kind="error", action="AssignPrivateIpAddresses", code="InternalError"))
+
+    def waiting() -> int:
+        rows = json.loads(terway(node, "pods", "list", "--json").stdout)
+        return sum(row["state"] == "allocating" for row in rows)
+
+    with ThreadPoolExecutor(20) as pool:
+        adding = [pool.submit(runtime.run_pod, f"pod-{number}") for number in range(20)]
+        until(lambda: waiting() > load_config(node.config).workers, "they wait")
+        runtime.remove_pod(next(pod for pod in runtime.pods() if pod.name == "first"))
+        assert waiting()
+        clear(lab)
+    assert len({pod.result().addresses for pod in adding}) == 20
+    until(lambda: agrees(node), "the audit finds no difference")
+    for pod in runtime.pods():
         runtime.remove_pod(pod)

@@ -25,13 +25,12 @@ from terway_core.kube.cluster import Cluster
 from terway_core.kube.rbac import NAME as ROLE
 from terway_core.kube.rbac import manifests as role_manifests
 from terway_core.kube.resources import Resource
-from terway_core.lab.kubernetes import real
 from terway_core.types import Pod
-from tests.e2e.kube_apiserver import RealApiServer, running
+from tests.e2e.kube_apiserver import RealApiServer, programs, running
 from tests.unit.kube_server import wait_for
 from tests.unit.trunking.world import CRDS, World, region_with_trunks
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
 
 #: As the description of the network modes has them.
 POD_NETWORKING = """
@@ -82,10 +81,7 @@ FIXED = {"type": "Fixed", "releaseStrategy": "TTL", "releaseAfter": "5m0s"}
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory) -> Iterator[RealApiServer]:
-    programs = real.find()
-    if programs is None:
-        pytest.skip(f"no kube-apiserver and etcd in {real.DEFAULT_ASSETS} or ${real.ENV_ASSETS}")
-    with running(programs, tmp_path_factory.mktemp("apiserver"), webhooks.NAME, ROLE) as api:
+    with running(programs(), tmp_path_factory.mktemp("apiserver"), webhooks.NAME, ROLE) as api:
         client = api.client()
         for manifest in crds.manifests():
             client.create(CRDS, manifest)

@@ -21,8 +21,8 @@ from tests.e2e.containerd.runtime import Containerd
 
 T = TypeVar("T")
 
-#: Kinds whose objects run pods from an image with terway, or lead to such pods. There is no image here: its
-#: processes are started as those of a node are.
+#: Kinds whose objects run pods from an image with terway, or lead to such pods. Its processes are started as
+#: those of a node are.
 FROM_AN_IMAGE = (
     *("DaemonSet", "Deployment", "Service"),
     *("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"),
@@ -74,19 +74,17 @@ class Cluster:
         self._certificate = Path(self._env["kubeconfig"]).with_name("apiserver.crt")
         self._start_control_plane()
         self.nodes = {node.name: node for node in self.lab.nodes}
-        printed = self.print("manifests", "--drivers", drivers, "--image", "none")
-        self.install(one for one in printed if one["kind"] not in FROM_AN_IMAGE)
         self.containerd: dict[str, Containerd] = {}
         self._identities: dict[str, tuple[str, str]] = {}
         for node in self.nodes.values():
             place = folder / node.name
             place.mkdir()
+            self._prepare(node)
             self.containerd[node.name] = Containerd(node, place)
             self._identities[node.name] = _identity(self.node(node.name))
             self._forget(node)
             self.start_kubelet(node)
-        for node in self.nodes.values():
-            node.start_daemon(drivers=drivers.split(","))
+        self._start_terway(drivers)
         for name in self.nodes:
             wait_for(lambda name=name: self.is_ready(name), f"{name} takes pods")
 
@@ -207,7 +205,7 @@ class Cluster:
         settings.write_text(yaml.safe_dump(self._kubelet_settings(place)))
         taint = f"{TAINT['key']}=:{TAINT['effect']}"
         provider_id, labels = self._identities[node.name]
-        self.machine.start(
+        node.start(
             self._programs / "kubelet",
             f"--config={settings}",
             f"--kubeconfig={self._env['kubeconfig']}",
@@ -220,7 +218,6 @@ class Cluster:
             f"--register-with-taints={taint}",
             f"--provider-id={provider_id}",
             f"--node-labels={labels}",
-            netns=node.netns,
             log=place / "kubelet.log",
             # Else its cloud providers look for the metadata service of another cloud, for two minutes.
             env={"AWS_EC2_METADATA_DISABLED": "true"},
@@ -234,14 +231,24 @@ class Cluster:
         """End the process whose command line has the text."""
         self.machine.kill(self._pid(text))
 
-    def kill_apiserver(self) -> Callable[[], None]:
-        """End the API server; what is returned starts it again."""
+    def kill_apiserver(self, without: str = "") -> Callable[[], None]:
+        """End the API server; what is returned starts it again, without one of its options."""
         pid = self._pid("/kube-apiserver")
         command = (self.machine.root / f"proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
         self.machine.kill(pid)
+        options = [one for one in command if one != without]
         return lambda: self.machine.start(
-            *command, netns=self._env["netns"], log=self._certificate.with_name("apiserver.log")
+            *options, netns=self._env["netns"], log=self._certificate.with_name("apiserver.log")
         )
+
+    def _prepare(self, node: Node) -> None:
+        """What a node needs before its containerd."""
+
+    def _start_terway(self, drivers: str) -> None:
+        printed = self.print("manifests", "--drivers", drivers, "--image", "none")
+        self.install(one for one in printed if one["kind"] not in FROM_AN_IMAGE)
+        for node in self.nodes.values():
+            node.start_daemon(drivers=drivers.split(","))
 
     def _start_control_plane(self) -> None:
         kubeconfig = self._env["kubeconfig"]

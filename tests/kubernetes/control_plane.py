@@ -60,32 +60,6 @@ class ControlPlane:
         answer = self.cluster.inside(self._node.netns, call, "ecs", "CreateSecurityGroup", params)
         return str(answer["SecurityGroupId"])
 
-    def add_networking(
-        self, name: str, vswitch: int = 0, security_group: str = "", **allocation: str
-    ) -> None:
-        """Have a PodNetworking for the pods with the label ``networking``, and wait until it can be used.
-
-        :param vswitch: its number, from 0. :param security_group: by default the nodes'.
-        """
-        region = self.cluster.lab.env["region"]
-        networking = {
-            "metadata": {"name": name},
-            "spec": {
-                "selector": {"podSelector": {"matchLabels": {"networking": name}}},
-                "allocationType": allocation,
-                "vSwitchOptions": [region["vswitches"][vswitch].split("=")[0]],
-                "securityGroupIDs": [security_group or region["security_group_id"]],
-            },
-        }
-        ask = self.cluster.ask
-        ask(lambda client: client.create(api.PODNETWORKINGS, networking))
-
-        def ready() -> bool:
-            found = ask(lambda client: client.get(api.PODNETWORKINGS, name))
-            return bool(found.get("status", {}).get("status") == "Ready")
-
-        wait_for(ready, f"PodNetworking {name} is Ready")
-
     def bound(self, app: str, count: int) -> dict[str, tuple[str, str]]:
         """Wait until the app has so many pods, each with an ENI on its node; node and address of each."""
 
@@ -151,3 +125,29 @@ class ControlPlane:
             return False
         found = self.cluster.ask(lambda client: client.get(MUTATING, NAME))
         return status == 200 and "caBundle" in found["webhooks"][0]["clientConfig"]
+
+
+def add_networking(
+    cluster: Cluster, name: str, vswitch: int = 0, security_group: str = "", **allocation: str
+) -> None:
+    """Have a PodNetworking for the pods with the label ``networking``, and wait until it can be used.
+
+    :param vswitch: its number, from 0. :param security_group: by default the nodes'.
+    """
+    region = cluster.lab.env["region"]
+    networking = {
+        "metadata": {"name": name},
+        "spec": {
+            "selector": {"podSelector": {"matchLabels": {"networking": name}}},
+            "allocationType": allocation,
+            "vSwitchOptions": [region["vswitches"][vswitch].split("=")[0]],
+            "securityGroupIDs": [security_group or region["security_group_id"]],
+        },
+    }
+    cluster.ask(lambda client: client.create(api.PODNETWORKINGS, networking))
+
+    def ready() -> bool:
+        found = cluster.ask(lambda client: client.get(api.PODNETWORKINGS, name))
+        return bool(found.get("status", {}).get("status") == "Ready")
+
+    wait_for(ready, f"PodNetworking {name} is Ready")

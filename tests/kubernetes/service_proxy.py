@@ -8,13 +8,11 @@ itself. Nothing of it is told to terway: what it must do for Services, it does f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.e2e.containerd.node import Node
-
-TABLE = "ip service_of_test"
 
 
 @contextmanager
@@ -22,15 +20,31 @@ def serving(
     nodes: Sequence[Node], folder: Path, cluster_ip: str, port: int, endpoints: Sequence[str], target: int
 ) -> Iterator[None]:
     """Have a Service on these nodes for as long as the block lasts."""
-    rules = folder / "service.nft"
-    rules.write_text(_rules(cluster_ip, port, endpoints, target))
-    for node in nodes:
-        node.run("nft", "-f", rules)
+    serve([node.run for node in nodes], folder, cluster_ip, port, endpoints, target)
     try:
         yield
     finally:
         for node in nodes:
-            node.run("nft", "delete", "table", *TABLE.split())
+            node.run("nft", "delete", "table", *_table(cluster_ip).split())
+
+
+def serve(
+    runs: Sequence[Callable[..., str]],
+    folder: Path,
+    cluster_ip: str,
+    port: int,
+    endpoints: Sequence[str],
+    target: int,
+) -> None:
+    """Have a Service wherever one of ``runs`` runs a command, and there until the end."""
+    rules = folder / f"{cluster_ip}.nft"
+    rules.write_text(_rules(cluster_ip, port, endpoints, target))
+    for run in runs:
+        run("nft", "-f", rules)
+
+
+def _table(cluster_ip: str) -> str:
+    return f"ip service_{cluster_ip.replace('.', '_')}"
 
 
 def _rules(cluster_ip: str, port: int, endpoints: Sequence[str], target: int) -> str:
@@ -39,7 +53,7 @@ def _rules(cluster_ip: str, port: int, endpoints: Sequence[str], target: int) ->
     chosen = f"numgen inc mod {len(endpoints)} map {{ {choice} }}"
     translate = f"ip daddr {cluster_ip} tcp dport {port} dnat ip to {chosen}"
     return f"""
-table {TABLE} {{
+table {_table(cluster_ip)} {{
   chain incoming {{ type nat hook prerouting priority dstnat; {translate}; }}
   chain sent {{ type nat hook output priority -100; {translate}; }}
   chain outgoing {{

@@ -11,7 +11,7 @@ from terway_driver_trunking import api
 from terway_core.errors import KubeError
 from terway_core.kube import NODES
 from tests.kubernetes.cluster import Cluster, wait_for
-from tests.kubernetes.control_plane import ControlPlane
+from tests.kubernetes.control_plane import ControlPlane, add_networking
 from tests.kubernetes.workload import STATEFULSETS, Workload
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(900)]
@@ -24,9 +24,9 @@ BRIEF = {"type": "Fixed", "releaseStrategy": "TTL", "releaseAfter": "5s"}
 def control(trunk_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> ControlPlane:
     control = ControlPlane(trunk_cluster, tmp_path_factory.mktemp("control"))
     control.start()
-    control.add_networking("elastic", type="Elastic")
-    control.add_networking("kept", **KEPT)
-    control.add_networking("brief", **BRIEF)
+    add_networking(control.cluster, "elastic", type="Elastic")
+    add_networking(control.cluster, "kept", **KEPT)
+    add_networking(control.cluster, "brief", **BRIEF)
     return control
 
 
@@ -44,7 +44,7 @@ def trunks(control: ControlPlane) -> Iterator[Workload]:
 def test_only_who_is_selected_gets_an_eni(control: ControlPlane, trunks: Workload) -> None:
     """On each node are pods with an ENI in either security group, and one that nobody has selected."""
     cluster, blue = control.cluster, control.add_security_group("blue")
-    control.add_networking("blue", vswitch=1, security_group=blue, type="Elastic")
+    add_networking(cluster, "blue", vswitch=1, security_group=blue, type="Elastic")
     for app, networking in (("own", "elastic"), ("blue", "blue")):
         trunks.deploy_stateful(app, 2, {"networking": networking})
     trunks.deploy("plain", 2)
@@ -74,7 +74,7 @@ def test_only_who_is_selected_gets_an_eni(control: ControlPlane, trunks: Workloa
 
 def test_what_no_schema_can_refuse(control: ControlPlane) -> None:
     with pytest.raises(KubeError, match="releaseAfter"):
-        control.add_networking("wrong", type="Fixed", releaseStrategy="TTL")
+        add_networking(control.cluster, "wrong", type="Fixed", releaseStrategy="TTL")
 
 
 def test_a_fixed_address_follows_its_pod(control: ControlPlane, trunks: Workload) -> None:

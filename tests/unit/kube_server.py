@@ -26,6 +26,8 @@ class ApiServer:
     def __init__(self, folder: Path) -> None:
         self.objects = Objects()
         self.served = Served()
+        #: Of aiohttp.
+        self.middlewares: list[Any] = []
         self.folder = folder
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,7 +49,9 @@ class ApiServer:
         self.where(self._start)
 
     def _start(self) -> None:
-        self._running = serving(build_app(self.objects, self.served), port=self.port)
+        app = build_app(self.objects, self.served)
+        app.middlewares.extend(self.middlewares)
+        self._running = serving(app, port=self.port)
         self._running.__enter__()
 
     def go(self) -> None:

@@ -56,8 +56,8 @@ class ServedRegion:
             self.cloud = self.client()
             yield self
 
-    def client(self, **options: Any) -> Cloud:
-        """By default, one that makes one try of each call: its clock leaps 20 s at each look."""
+    def access(self) -> tuple[CloudConfig, dict[str, str]]:
+        """Settings and environment of a client."""
         key = self.region.add_access_key()
         config = CloudConfig(
             region_id="cn-hangzhou",
@@ -69,6 +69,11 @@ class ServedRegion:
             "ALIBABA_CLOUD_ACCESS_KEY_ID": key.access_key_id,
             "ALIBABA_CLOUD_ACCESS_KEY_SECRET": key.access_key_secret,
         }
+        return config, env
+
+    def client(self, **options: Any) -> Cloud:
+        """By default, one that makes one try of each call: its clock leaps 20 s at each look."""
+        config, env = self.access()
         return Cloud(config, env=env, **({"monotonic": itertools.count(step=20).__next__} | options))
 
     def call(self, action: str, **params: Any) -> dict[str, Any]:

@@ -151,6 +151,33 @@ def test_cancelled_at_work_is_noticed_between_steps():
             cancellation.check()
 
 
+def test_who_waits_for_something_else_gives_way_and_comes_back_first():
+    queue, log = WorkQueue(1), []
+    aside, back, is_back = threading.Event(), threading.Event(), threading.Event()
+
+    def work():
+        with queue.place(timeout=FOREVER):
+            with queue.aside():
+                aside.set()
+                assert back.wait(FOREVER)
+            log.append("back")
+            is_back.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert aside.wait(FOREVER)
+    second, third = Worker(queue, "second", log), Worker(queue, "third", log)
+    assert second.inside.is_set()
+    back.set()
+    while len(queue) < 2:
+        pause()
+    assert not is_back.is_set()
+    second.leave()
+    third.leave()
+    thread.join()
+    assert log == ["second", "back", "third"]
+
+
 def test_waiting_is_measured():
     waited = []
     queue = WorkQueue(1, waited=waited.append)

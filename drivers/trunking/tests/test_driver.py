@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from threading import Event
 from typing import Any
 
 import pytest
 from terway_driver_trunking import TrunkingDriver, api
 from terway_driver_trunking.podenis import Member, PodEnis, find_member
 
+from terway_core.daemon.queue import WorkQueue
 from terway_core.errors import InvalidConfig, NoAddress, RetryLater
 from terway_core.testing.fakes import NoCloud, make_attachment
 from terway_core.testing.kube import simulated_cluster
@@ -68,6 +71,29 @@ def test_the_podeni_of_an_earlier_pod_is_waited_out(podeni, bound, tmp_path):
             annotations = {"metadata": {"annotations": {api.POD_UID: heir.uid}}}
             simulated.objects.patch(api.PODENIS, POD.name, annotations, POD.namespace)
             assert podenis.member(heir, "eth0", TRUNK, timeout=30).vid == 100
+        finally:
+            podenis.stop()
+
+
+def test_who_waits_for_a_podeni_keeps_nobody_waiting(podeni, tmp_path):
+    line, inside = WorkQueue(1), Event()
+    with simulated_cluster(tmp_path) as simulated, ThreadPoolExecutor(1) as pool:
+        simulated.define(api.PODENIS)
+        podenis = PodEnis(simulated.cluster.client, "node-1", line.aside)
+        podenis.start()
+
+        def add() -> Member:
+            with line.place(timeout=0):
+                inside.set()
+                return podenis.member(POD, "eth0", TRUNK, timeout=60)
+
+        try:
+            adding = pool.submit(add)
+            assert inside.wait(30)
+            with line.place(timeout=30):
+                assert not adding.done()
+                simulated.write(api.PODENIS, podeni)
+            assert adding.result().vid == 100
         finally:
             podenis.stop()
 

@@ -1,4 +1,4 @@
-"""An image with nothing but busybox in it, made by hand: no registry is asked and nothing is compiled."""
+"""Images made by hand: no registry is asked and nothing is compiled. One has nothing but busybox in it."""
 
 from __future__ import annotations
 
@@ -21,29 +21,38 @@ def write_image(path: Path) -> None:
 
     Its containers sleep until they are killed: the pause container of a sandbox does no more.
     """
-    busybox = Path(shutil.which("busybox") or "").read_bytes()
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as tar:
-        _add(tar, "bin/busybox", busybox, mode=0o755)
+    layer = path.with_suffix(".layer")
+    with tarfile.open(layer, "w") as tar:
+        tar.add(shutil.which("busybox") or "", "bin/busybox")
         for applet in APPLETS:
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
-    digest = hashlib.sha256(layer.getvalue()).hexdigest()
-    config = {
+    write_archive(path, NAME, layer, {"Env": ["PATH=/bin"], "Entrypoint": ["sleep", "infinity"]})
+    layer.unlink()
+
+
+def write_archive(path: Path, name: str, layer: Path, config: dict[str, list[str]]) -> None:
+    """Write an image of one layer as an archive such as ``docker save`` makes.
+
+    :param config: how its containers run, by the OCI's names.
+    """
+    with layer.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    image = {
         "architecture": ARCHITECTURE,
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Entrypoint": ["sleep", "infinity"]},
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
-    manifest = [{"Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"]}]
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     with tarfile.open(path, "w") as tar:
-        _add(tar, "layer.tar", layer.getvalue())
-        _add(tar, "config.json", json.dumps(config).encode())
+        tar.add(layer, "layer.tar")
+        _add(tar, "config.json", json.dumps(image).encode())
         _add(tar, "manifest.json", json.dumps(manifest).encode())
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> None:
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = len(data), mode
+    entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))

@@ -73,6 +73,8 @@ class Node:
         self.machine = machine
         self.name: str = env["name"]
         self.netns: str = env["netns"]
+        #: What a command is preceded by: one that enters a mount namespace of the node's own, if it has one.
+        self.within: tuple[str, ...] = ()
         self.addresses: list[str] = env["addresses"]
         self.cni_bin_dir = Path(env["cni_bin_dir"])
         self.cni_conf_dir = Path(env["cni_conf_dir"])
@@ -84,8 +86,12 @@ class Node:
         self.settings: dict[str, Any] = yaml.safe_load(self.config.read_text())
 
     def run(self, *command: object) -> str:
-        """Run a command in the node's network namespace and return what it prints."""
-        return self.machine.run(*command, netns=self.netns)
+        """Run a command on the node and return what it prints."""
+        return self.machine.run(*self.within, *command, netns=self.netns)
+
+    def start(self, *command: object, log: Path, env: dict[str, str] | None = None) -> None:
+        """Start a command on the node that stays."""
+        self.machine.start(*self.within, *command, netns=self.netns, log=log, env=env)
 
     # -- the daemon ---------------------------------------------------------------------------------------
 
@@ -101,8 +107,7 @@ class Node:
         if not self._problem():
             return
         env = {f"TERWAY_{name.upper()}": json.dumps(value) for name, value in settings.items()}
-        command = (TERWAY, "daemon", "--config", self.config)
-        self.machine.start(*command, netns=self.netns, log=self._log, env=env)
+        self.start(TERWAY, "daemon", "--config", self.config, log=self._log, env=env)
         eventually(self._problem, "")
 
     def _problem(self) -> str:

@@ -55,6 +55,7 @@ class Containerd:
     """containerd on ``node``; its sandboxes end with the machine at the latest."""
 
     def __init__(self, node: Node, folder: Path) -> None:
+        self._node = node
         self._machine: Machine = node.machine
         socket, config, archive = (
             folder / name for name in ("containerd.sock", "containerd.toml", "image.tar")
@@ -65,10 +66,15 @@ class Containerd:
         settings = {"node": node.name, "bin_dir": node.cni_bin_dir, "conf_dir": node.cni_conf_dir}
         config.write_text(CONFIG.format(socket=socket, image=image.NAME, **settings))
         image.write_image(archive)
-        self._machine.start("containerd", "--config", config, netns=node.netns, log=folder / "containerd.log")
+        node.start("containerd", "--config", config, log=folder / "containerd.log")
         self._cri = Cri(socket, folder)
         eventually(self._problem, "")
-        self._machine.run("ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", archive)
+        self.load(archive)
+
+    def load(self, archive: Path) -> None:
+        """Take in an image for pods of Kubernetes."""
+        ctr = ("ctr", "--address", self.socket, "--namespace", "k8s.io")
+        self._node.run(*ctr, "images", "import", archive)
 
     def close(self) -> None:
         """Hang up; containerd itself ends with the machine."""

@@ -212,8 +212,12 @@ def region_with_trunks() -> ServedRegion:
 
 
 @contextmanager
-def running_world(folder: Path) -> Iterator[World]:
-    with ApiServer(folder).running() as api, region_with_trunks().served() as region:
+def running_world(folder: Path, *middlewares: Any) -> Iterator[World]:
+    """:param middlewares: of aiohttp, before API server and cloud."""
+    api, region = ApiServer(folder), region_with_trunks()
+    api.middlewares += middlewares
+    region.app.middlewares.extend(middlewares)
+    with api.running(), region.served():
         with closing(api.client()) as admin:
             for manifest in crds.manifests():
                 admin.create(CRDS, manifest)

@@ -67,7 +67,7 @@ class TrunkingDriver:
         if self._podenis is None:
             from terway_driver_trunking.podenis import PodEnis  # loads what only a cluster needs
 
-            self._podenis = PodEnis(services.kube.client, services.node.name)
+            self._podenis = PodEnis(services.kube.client, services.node.name, services.waiting)
             self._podenis.start()
         services.kube.node.offer(api.MEMBER_ENI, pool.members)
         services.kube.node.annotate(api.TRUNK_ON, lambda: pool.trunk().eni_id)

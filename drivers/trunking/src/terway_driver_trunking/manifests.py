@@ -30,7 +30,7 @@ def _deployment(config: Config, image: str) -> dict[str, Any]:
         image,
         ["trunking", "controller"],
         # A port of the node: no two of them on one.
-        ports=[{"name": "webhook", "containerPort": PORT, "hostPort": PORT}],
+        ports=[{"name": "webhook", "containerPort": PORT, "hostPort": PORT, "protocol": "TCP"}],
         securityContext={
             "runAsNonRoot": True,
             "runAsUser": 65534,

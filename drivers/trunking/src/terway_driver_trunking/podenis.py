@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -27,9 +28,18 @@ class Member:
 
 
 class PodEnis:
-    """Knows them from a watch. :meth:`start` it before anything else."""
+    """Knows them from a watch. :meth:`start` it before anything else.
 
-    def __init__(self, client: KubeClient, node: str) -> None:
+    :param waiting: see :class:`~terway_core.types.Services`.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        node: str,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._waiting = waiting
         self._changed = threading.Condition()
         self._informer = Informer(
             client, api.PODENIS, label_selector=f"{api.NODE}={node}", on_change=self._notify
@@ -53,9 +63,10 @@ class PodEnis:
         def look() -> Member | str:
             return find_member(self._informer.get(pod.name, pod.namespace), pod, ifname, trunk_eni_id)
 
-        with self._changed:
-            self._changed.wait_for(lambda: isinstance(look(), Member), timeout)
-            found = look()
+        if not isinstance(found := look(), Member):
+            with self._waiting(), self._changed:
+                self._changed.wait_for(lambda: isinstance(look(), Member), timeout)
+                found = look()
         if isinstance(found, Member):
             return found
         synced = "" if self._informer.synced else "; the API server has not told of any PodENI yet"

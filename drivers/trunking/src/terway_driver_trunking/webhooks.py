@@ -75,7 +75,11 @@ def manifests(namespace: str, host: str = "") -> list[dict[str, Any]]:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": NAME, "namespace": namespace},
-        "spec": {"selector": {"app": NAME}, "ports": [{"port": 443, "targetPort": PORT}]},
+        # Server-side apply merges ports by protocol too, and older API servers do not know its default.
+        "spec": {
+            "selector": {"app": NAME},
+            "ports": [{"port": 443, "targetPort": PORT, "protocol": "TCP"}],
+        },
     }
     return [
         *([] if host else [service]),
