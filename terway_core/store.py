@@ -60,6 +60,8 @@ CREATE INDEX IF NOT EXISTS addresses_by_owner ON addresses (pool, owner);
 _COLUMNS = "attachment, driver, state, created, netns_id, lease, wiring, problem"
 #: What these have in one row.
 _Row = tuple[str, str, str, float, int, str | None, str | None, str]
+#: Namespace, name, and the interface's.
+_PodName = tuple[str, str, str]
 
 _attachment: TypeAdapter[Attachment] = TypeAdapter(Attachment)
 _lease: TypeAdapter[Lease] = TypeAdapter(Lease)
@@ -138,6 +140,7 @@ class Store:
         self.read_only = read_only
         self._closed = False
         self._decoded: dict[AttachmentKey, tuple[_Row, Record]] = {}  # rows as they were the last time
+        self._named: dict[AttachmentKey, _PodName] = {}  # at least those that have a row
         self._readers: list[sqlite3.Connection] = []  # those that nobody uses at the moment
         self._lock = threading.Lock()
         if read_only:
@@ -296,18 +299,18 @@ class Store:
 
     def put(self, record: Record, *, durable: bool = True) -> None:
         """Write a whole row, new or in place of the old one."""
-        a = record.attachment
-        key = (a.network, a.container_id, a.ifname, a.pod.namespace, a.pod.name)
-        row = _encode(record)
+        key, (namespace, name, _) = record.key, _pod_name(record.attachment)
+        row = _encode(record, *self._decoded.get(key, ()))
+        self._named[key] = _pod_name(record.attachment)
         self.write(
             lambda db: db.execute(
                 "INSERT OR REPLACE INTO attachments (network, container_id, ifname, namespace, name, "
                 f"{_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*key, *row),
+                (key.network, key.container_id, key.ifname, namespace, name, *row),
             ),
             durable=durable,
         )
-        self._decoded[record.key] = row, record
+        self._decoded[key] = row, record
 
     def advance(self, record: Record, state: State, *, problem: str = "") -> Record:
         """Write that ``record`` is in ``state`` now. Not durable.
@@ -338,6 +341,7 @@ class Store:
             durable=False,
         )
         self._decoded.pop(key, None)
+        self._named.pop(key, None)
 
     def get(self, key: AttachmentKey) -> Record | None:
         """The row of one attachment."""
@@ -360,6 +364,8 @@ class Store:
         On whatever network: that may have another name since, the host's end of the link has not.
         """
         key, pod = attachment.key, attachment.pod
+        if not (self.read_only or key in self._named or _pod_name(attachment) in self._named.values()):
+            return None, []  # as mostly when a pod is new
         found = self._select(
             "WHERE (network=? AND container_id=? AND ifname=?) OR "
             "(namespace=? AND name=? AND name<>'' AND ifname=? AND container_id<>?)",
@@ -448,7 +454,8 @@ class Store:
                 )
             if version < SCHEMA_VERSION:
                 db.executescript(f"{_SCHEMA} PRAGMA user_version={SCHEMA_VERSION};")
-            _decode_all(db)
+            self._decoded = _decode_all(db)
+            self._named = {key: _pod_name(record.attachment) for key, (_, record) in self._decoded.items()}
         except BaseException:
             db.close()
             raise
@@ -456,9 +463,18 @@ class Store:
         return db
 
 
-def _encode(record: Record) -> _Row:
+def _pod_name(attachment: Attachment) -> _PodName:
+    return attachment.pod.namespace, attachment.pod.name, attachment.ifname
+
+
+def _encode(record: Record, known: _Row | None = None, former: Record | None = None) -> _Row:
+    """A record as a row.
+
+    :param known: a row of the same attachment. :param former: what it was made of.
+    """
+    same = known and former and former.attachment is record.attachment
     return (
-        _attachment.dump_json(record.attachment).decode(),
+        known[0] if known and same else _attachment.dump_json(record.attachment).decode(),
         record.driver,
         record.state.value,
         record.created,
@@ -492,12 +508,13 @@ def _record(row: _Row, known: _Row | None = None, former: Record | None = None) 
     )
 
 
-def _decode_all(db: sqlite3.Connection) -> None:
-    """SQLite checks its pages, but does not know what the bytes in them mean.
+def _decode_all(db: sqlite3.Connection) -> dict[AttachmentKey, tuple[_Row, Record]]:
+    """All attachments. SQLite checks its pages, but does not know what the bytes in them mean.
 
     :raises ValueError: a row is damaged.
     """
-    for row in db.execute(f"SELECT {_COLUMNS} FROM attachments"):
-        _record(row)
     for (address,) in db.execute("SELECT address FROM addresses"):
         ip_address(address)
+    rows = db.execute(f"SELECT {_COLUMNS} FROM attachments").fetchall()
+    found = ((row, _record(row)) for row in rows)
+    return {record.key: (row, record) for row, record in found}

@@ -127,8 +127,14 @@ class WorkQueue:
     def _enter(
         self, timeout: float | None, cancellation: Cancellation | None, *, first: bool = False
     ) -> None:
-        me = _Waiting(self._lock)
         with self._lock:
+            if self._free and not self._line:
+                if cancellation:
+                    cancellation.check()
+                self._free -= 1
+                self._waited(0.0)
+                return
+            me = _Waiting(self._lock)
             if first:
                 self._line.appendleft(me)
             else:
