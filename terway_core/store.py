@@ -134,7 +134,7 @@ class Store:
         self._line: list[_Change] = []
         self._writing = False
         self._unchecked = 0  # transactions since the last checkpoint
-        self._checkpoint = threading.Thread(target=self._write_checkpoint)
+        self._checkpoint = threading.Thread(target=self._write_checkpoint, daemon=True)
         self._closing = threading.Event()
         self.was_damaged: Path | None = None
         self.read_only = read_only
@@ -143,6 +143,8 @@ class Store:
         self._named: dict[AttachmentKey, _PodName] = {}  # at least those that have a row
         self._readers: list[sqlite3.Connection] = []  # those that nobody uses at the moment
         self._lock = threading.Lock()
+        self._durable = 0  # writes that are not on disk yet
+        self._settled = threading.Condition(self._lock)
         if read_only:
             self.records()  # fail now, not at the first question
             return
@@ -166,6 +168,8 @@ class Store:
             last = _Change(lambda db: None)
             leads = self._stand_in_line(last)
         self._carry_out(last, leads)
+        with self._settled:
+            self._settled.wait_for(lambda: not self._durable)
         self._closing.set()
         self._syncer.close()
         if self._checkpoint.is_alive():
@@ -189,19 +193,29 @@ class Store:
                 how = "closed" if self._closed else "open for reading only"
                 raise StoreError(f"the journal {self.path} is {how}")
             leads = self._stand_in_line(mine)
-        self._carry_out(mine, leads)
-        if mine.error:
-            raise mine.error
-        if durable:
-            self.begin_sync()()
+            self._durable += durable
+        try:
+            self._carry_out(mine, leads)
+            if mine.error:
+                raise mine.error
+            if durable:
+                self.begin_sync()()
+        finally:
+            if durable:
+                with self._settled:
+                    self._durable -= 1
+                    self._settled.notify_all()
         return mine.result  # type: ignore[return-value]
 
     def begin_sync(self) -> Callable[[], None]:
         """Have all that is written by now brought to disk; the answer is a function that waits until it is.
 
-        That raises StoreError if it cannot be.
+        :raises StoreError: it cannot be; the function may raise it too.
         """
-        number = self._syncer.begin()
+        try:
+            number = self._syncer.begin()
+        except OSError as error:
+            raise self._refused(error) from error
 
         def wait() -> None:
             try:
@@ -258,7 +272,7 @@ class Store:
         self._unchecked += 1
         if self._unchecked >= CHECKPOINT_EVERY and not self._checkpoint.is_alive():
             self._unchecked = 0
-            self._checkpoint = threading.Thread(target=self._write_checkpoint, name="journal")
+            self._checkpoint = threading.Thread(target=self._write_checkpoint, name="journal", daemon=True)
             self._checkpoint.start()
 
     def _write_checkpoint(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -18,13 +19,18 @@ class Syncer:
         self._changed = threading.Condition()
         self._asked = self._done = 0
         self._problem: OSError | None = None
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name=f"sync:{path.name}")
+        self._closing = self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"sync:{path.name}", daemon=True)
         self._thread.start()
 
     def begin(self) -> int:
-        """Have what is written to the file by now brought to disk; the number is for :meth:`wait`."""
+        """Have what is written to the file by now brought to disk; the number is for :meth:`wait`.
+
+        :raises OSError: the file is closed.
+        """
         with self._changed:
+            if self._closed:
+                raise OSError(errno.EBADF, "it is closed")
             self._asked += 1
             self._changed.notify_all()
             return self._asked
@@ -53,6 +59,7 @@ class Syncer:
             with self._changed:
                 self._changed.wait_for(lambda: self._asked > self._done or self._closing)
                 if self._asked == self._done:
+                    self._closed = True
                     return
                 number = self._asked
             problem = None

@@ -88,13 +88,21 @@ class Server:
                 alone = not self._waiting
                 self._waiting += alone
             if alone:
-                self._start_thread()
+                self._start_another()
             with connection:
                 self._handle(connection)
             with self._lock:
                 if self._waiting >= SPARE_THREADS:
                     return
                 self._waiting += 1
+
+    def _start_another(self) -> None:
+        try:
+            self._start_thread()
+        except RuntimeError as error:  # there are too many; this one will wait for connections again
+            log.error("no thread", extra={"problem": str(error)})
+            with self._lock:
+                self._waiting -= 1
 
     def _accept(self) -> socket.socket | None:
         while not self._closed:
@@ -107,13 +115,13 @@ class Server:
         return None
 
     def _handle(self, connection: socket.socket) -> None:
-        # Only root and our own user; the mode of the socket's file says so too, but files can be changed.
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, _ = struct.unpack("3i", peer)
-        if uid not in (0, os.geteuid()):
-            return
-        connection.settimeout(CLIENT_TIMEOUT)
         try:
+            # Only root and our own user; the mode of the socket's file says so too, but files can be changed.
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            _, uid, _ = struct.unpack("3i", peer)
+            if uid not in (0, os.geteuid()):
+                return
+            connection.settimeout(CLIENT_TIMEOUT)
             Exchange(connection, self.daemon).carry_out()
         except (ConnectionError, TimeoutError):
             # The client is gone, or stalls; what was done stays done, and its retry or its DEL finds it.

@@ -373,6 +373,19 @@ def test_close_finishes_what_is_queued(path):
     again.close()
 
 
+def test_a_sync_after_the_end_is_refused(store):
+    store.close()
+    with pytest.raises(StoreError, match="is closed"):
+        store.begin_sync()
+
+
+def test_a_process_that_forgets_to_close_ends_all_the_same(path):
+    code = (
+        "import sys; from pathlib import Path; from terway_core.store import Store; Store(Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True, timeout=60)
+
+
 def test_after_close_everything_is_refused(path):
     store = Store(path)
     store.put(record())
