@@ -48,31 +48,39 @@ class SandboxLocks:
     @contextlib.contextmanager
     def hold(self, *names: str) -> Iterator[None]:
         """Hold the locks of all ``names``. Everybody takes them in the same order: no ring of waiters."""
-        with contextlib.ExitStack() as stack:
-            for name in sorted(set(names)):
-                stack.enter_context(self._hold_one(name))
+        ordered = sorted(set(names))
+        with self._guard:
+            wanted = [self._want(name) for name in ordered]
+        held = []
+        try:
+            for lock in wanted:
+                lock.acquire()
+                held.append(lock)
             yield
+        finally:
+            for lock in held:
+                lock.release()
+            with self._guard:
+                for name in ordered:
+                    self._let_go(name)
 
     def is_wanted(self, name: str) -> bool:
         """Whether somebody holds the lock or waits for it."""
         with self._guard:
             return name in self._locks
 
-    @contextlib.contextmanager
-    def _hold_one(self, name: str) -> Iterator[None]:
-        with self._guard:
-            lock, users = self._locks.get(name, (threading.Lock(), 0))
-            self._locks[name] = (lock, users + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, users = self._locks[name]
-                if users == 1:
-                    del self._locks[name]
-                else:
-                    self._locks[name] = (lock, users - 1)
+    def _want(self, name: str) -> threading.Lock:
+        lock, users = self._locks.get(name, (None, 0))
+        lock = lock or threading.Lock()
+        self._locks[name] = (lock, users + 1)
+        return lock
+
+    def _let_go(self, name: str) -> None:
+        lock, users = self._locks[name]
+        if users == 1:
+            del self._locks[name]
+        else:
+            self._locks[name] = (lock, users - 1)
 
 
 class WorkQueue:

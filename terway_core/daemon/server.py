@@ -16,7 +16,7 @@ import threading
 import time
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs
 
 from terway_core.cni.protocol import Command, Request, asked_version, parse_request
@@ -203,13 +203,16 @@ class Exchange:
     def _serve_cni(self, body: bytes) -> None:
         # A stop waits until the runtime has its answer.
         with contextlib.ExitStack() as until_told:
-            status, answer = self._carry_out(body, until_told)
-            content = json.dumps(answer).encode() if answer is not None else b""
-            respond(self._connection, status, content, "application/json")
+            done = self._carry_out(body, until_told)
+            content = json.dumps(done.answer).encode() if done.answer is not None else b""
+            try:
+                respond(self._connection, done.status, content, "application/json")
+            finally:  # no pod has to wait for this
+                metrics = self._daemon.metrics
+                metrics.requests.labels(done.command, str(done.code)).inc()
+                metrics.seconds.labels(done.command).observe(done.seconds)
 
-    def _carry_out(
-        self, body: bytes, until_told: contextlib.ExitStack
-    ) -> tuple[HTTPStatus, dict[str, Any] | None]:
+    def _carry_out(self, body: bytes, until_told: contextlib.ExitStack) -> _Done:
         start = time.monotonic()
         daemon = self._daemon
         command, code = "invalid", 0
@@ -231,16 +234,24 @@ class Exchange:
                 asked_version(body)
             )
         seconds = time.monotonic() - start
-        daemon.metrics.requests.labels(command, str(code)).inc()
-        daemon.metrics.seconds.labels(command).observe(seconds)
         if code or log.isEnabledFor(logging.DEBUG):
             extra = {"command": command, "code": code, "seconds": round(seconds, 4), "answer": answer}
             log.log(logging.WARNING if code else logging.DEBUG, "cni", extra=extra)
-        return status, answer
+        return _Done(command, code, seconds, status, answer)
 
     def _send_json(self, data: object, status: HTTPStatus = HTTPStatus.OK) -> None:
         content = json.dumps(data, indent=2).encode() + b"\n"
         respond(self._connection, status, content, "application/json")
+
+
+class _Done(NamedTuple):
+    """What came of a CNI command: its code, 0 for none, and the answer, None for nothing."""
+
+    command: str
+    code: int
+    seconds: float
+    status: HTTPStatus
+    answer: dict[str, Any] | None
 
 
 def _status(good: bool) -> HTTPStatus:

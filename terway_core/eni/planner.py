@@ -236,6 +236,8 @@ class Planner:
                 if assign.gain > 0:
                     yield assign
                     missing -= assign.gain
+        # One that is just being given addresses takes more in a moment; of places for ENIs there are few.
+        missing -= sum(self._room_soon(view, eni) for eni in shared)
         if vswitches and vswitches[0] in view.scarce:
             # Its last addresses go to the ENIs that are there, then to a new one as the only one on its way.
             at_hand = any(eni.vswitch_id == vswitches[0] and self._takes_more(view, eni) for eni in shared)
@@ -246,6 +248,16 @@ class Planner:
                 count = min(missing, most)
                 yield NewEni("shared", vswitches[0], count)
                 missing -= self.gain(*self.order(count))
+
+    def _room_soon(self, view: View, eni: Eni) -> int:
+        """Pods that an ENI will take once what is under way is done."""
+        if eni.state is not EniState.READY or eni.token not in view.busy or eni.vswitch_id in view.exhausted:
+            return 0
+        if not self._serves(eni) or view.full_until.get(eni.token, 0) > view.now:
+            return 0
+        size = {4: PREFIX_SIZE if self.prefix_mode else 1, 6: 1}
+        room = min(count * size[family] for family, count in self.room(view, eni).items())
+        return max(0, room - view.incoming.get(eni.token, 0))
 
     def _can_assign(self, view: View, eni: Eni) -> bool:
         if eni.state is not EniState.READY or not self._idle(view, eni) or eni.vswitch_id in view.exhausted:

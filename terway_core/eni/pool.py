@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 #: The longest pause of the planning thread, in seconds.
 LONGEST_PAUSE: Final = 30.0
+#: Seconds for which a plan that nobody waits for is put off: a pod that is served from what is there is done
+#: by then, without the planner in its way.
+CALM: Final = 0.005
 #: Seconds after which the cloud is asked again what it has if it did not answer.
 ASK_AGAIN: Final = 30.0
 
@@ -307,10 +310,9 @@ class Pool:
             with self._rows.changed:
                 if self._rows.version == version:
                     self._rows.changed.wait(self._pause())
-                calm = not self._line
+                calm = version >= 0 and not self._line
             if calm:
-                # Nobody waits for the plan; those who come and go do so without it in their way.
-                self._stopping.wait(GATHER)
+                self._stopping.wait(CALM)
             with self._rows.changed:
                 version = self._rows.version
             try:

@@ -59,24 +59,23 @@ def apply_objects(
     where: str,
     ours: bool,
     aliases: Mapping[str, str] | None = None,
-    known: Mapping[str, LinkInfo] | None = None,
+    known: Mapping[str, int] | None = None,
 ) -> None:
     """Make what a message makes, in the namespace of ``sock``; what is there already stays or is replaced.
 
     :param where: for errors. :param ours: mark it. :param aliases: for links that come up, by name.
-    :param known: links that need not be looked up, by name.
+    :param known: indices of links that need not be looked up, by name.
     :raises WiringError: a link is missing, or the kernel refused something; the rest was made all the same.
     """
     ordered = sorted((obj for obj in objects if type(obj) in _RANK), key=lambda obj: _RANK[type(obj)])
-    links = dict(known or {})
-    needed = dict.fromkeys(name for obj in ordered for name in _needed_links(obj) if name not in links)
-    links |= sock.links(list(needed))
-    indices = {name: link.index for name, link in links.items()}
+    indices = dict(known or {})
+    needed = dict.fromkeys(name for obj in ordered for name in _needed_links(obj) if name not in indices)
+    indices |= {name: link.index for name, link in sock.links(list(needed)).items()}
     messages = []
     with ExitStack() as programs:
         for obj in ordered:
             for name in _needed_links(obj):
-                if name not in links:
+                if name not in indices:
                     raise WiringError(
                         f"{describe(obj)} cannot be made on the {where}: there is no link {name}"
                     )

@@ -26,7 +26,7 @@ from terway_core.wiring.changes import (
     write_sysctls,
 )
 from terway_core.wiring.in_pod import apply_in_pod, name_at_birth, remove_in_pod, rename_in_pod
-from terway_core.wiring.netlink import FoundLink, LinkInfo, Message, NetlinkSocket, Reply
+from terway_core.wiring.netlink import FoundLink, Message, NetlinkSocket, Reply
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import (
     Address,
@@ -42,6 +42,9 @@ from terway_core.wiring.objects import (
 from terway_core.wiring.reaper import LinkReaper
 
 T = TypeVar("T")
+
+#: The index of ``lo`` in every namespace (``LOOPBACK_IFINDEX`` of ``include/net/flow.h`` in Linux).
+LOOPBACK = 1
 
 
 class Engine:
@@ -80,7 +83,7 @@ class Engine:
         if (veths or moves or wiring.pod) and pod is None:
             raise WiringError("a wiring with pod objects needs the pod's network namespace")
         with self._lock:
-            made = self._make_veths(veths, pod, owner)
+            here, inside = self._make_veths(veths, pod, owner)
             for obj in moves:
                 self._move_in(obj, pod)
             parents = self._parents(children)
@@ -88,13 +91,13 @@ class Engine:
             ends: list[WiringObject] = [LinkUp(dev=veth.peer, mtu=veth.mtu) for veth in veths]
             ends += [LinkUp(dev=obj.name, mtu=obj.mtu) for obj in moves]
             ends += brought_up(children)
-            apply_in_pod(pod, [*ends, *wiring.pod], parents, owner, self._send)
+            apply_in_pod(pod, [*ends, *wiring.pod], parents, owner, self._send, inside)
         with self._lock:
             ends = [LinkUp(dev=veth.name, mtu=veth.mtu) for veth in veths]
             aliases = {veth.name: ALIAS_PREFIX + owner for veth in veths}
             rest = [obj for obj in wiring.host if not isinstance(obj, Veth | MoveLink)]
             self._on_host(write_sysctls, rest)
-            apply_objects(self._socket, [*ends, *rest], where="host", ours=True, aliases=aliases, known=made)
+            apply_objects(self._socket, [*ends, *rest], where="host", ours=True, aliases=aliases, known=here)
 
     def find_link(self, mac: str) -> FoundLink | None:
         """The host's link with this MAC address."""
@@ -146,10 +149,13 @@ class Engine:
                 if isinstance(obj, Masquerade):
                     self._on_host(nft.add_masquerade, obj)
 
-    def _make_veths(self, veths: Sequence[Veth], pod: Namespace | None, owner: str) -> dict[str, LinkInfo]:
-        """The host's ends, by name."""
+    def _make_veths(
+        self, veths: Sequence[Veth], pod: Namespace | None, owner: str
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Indices of links by name: of the host's ends, and of what is known to be in the pod."""
+        inside: dict[str, int] = {}
         if not veths or pod is None:
-            return {}
+            return {}, inside
         names = [veth.name for veth in veths]
         making = [netlink.new_veth(veth, pod.fd) for veth in veths]
         replies = self._socket.send([*making, *map(netlink.get_link, names)])
@@ -162,7 +168,9 @@ class Engine:
                 taken = f"{veth.name} on the host" if found else f"{veth.peer} in the pod"
                 raise WiringError(f"{describe(veth)} cannot be made: a link {taken} exists and is not ours")
             raise_for(veth, reply, "host")
-        return links
+            if (link := links.get(veth.name)) and (peer := link.peer):
+                inside |= {veth.peer: peer, "lo": LOOPBACK}
+        return {name: link.index for name, link in links.items()}, inside
 
     def _parents(self, children: Sequence[Ipvlan]) -> dict[Ipvlan, int]:
         """The index of each one's parent."""

@@ -28,10 +28,12 @@ def apply_in_pod(
     parents: Mapping[Ipvlan, int],
     owner: str,
     on_host: Callable[[Sequence[Message]], list[Reply]],
+    known: Mapping[str, int],
 ) -> None:
     """Make the links of ``parents`` and all ``objects``.
 
     :param parents: links to be born here, each with the index of the host's link whose child it is.
+    :param known: indices of links that need not be looked up, by name.
     :param on_host: sends messages in the host's namespace.
     """
     sock = NetlinkSocket.of(pod)
@@ -40,7 +42,7 @@ def apply_in_pod(
     if any(isinstance(obj, Sysctl) for obj in objects):
         pod.run(write_sysctls, objects)  # /proc shows everybody his own namespace
     aliases = {child.name: ALIAS_PREFIX + owner for child in parents}
-    apply_objects(sock, objects, where="pod", ours=False, aliases=aliases)
+    apply_objects(sock, objects, where="pod", ours=False, aliases=aliases, known=known)
 
 
 def _bear(

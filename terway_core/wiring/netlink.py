@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -99,6 +100,12 @@ class LinkInfo:
     def index(self) -> int:
         index: int = struct.unpack_from("=i", self.message, 4)[0]
         return index
+
+    @property
+    def peer(self) -> int | None:
+        """Of a veth pair the index of the other end, in its namespace; the kernel may keep it to itself."""
+        link = self._attributes.get(IFLA_LINK)
+        return int.from_bytes(link, sys.byteorder) if link else None
 
     @property
     def group(self) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from terway_core.errors import WiringError
 from terway_core.wiring.inspect import diff
-from terway_core.wiring.netlink import NetlinkSocket
+from terway_core.wiring.netlink import LinkInfo, NetlinkSocket
 from terway_core.wiring.objects import (
     Address,
     LinkUp,
@@ -67,6 +67,16 @@ def test_everything_at_once(rig):
     assert rig.diff(FULL) == []
     rig.remove(FULL)
     assert rig.state() == before
+
+
+def test_where_the_kernel_keeps_the_other_end_to_itself_it_is_looked_up(rig, monkeypatch):
+    with NetlinkSocket(rig.host) as sock, NetlinkSocket(rig.pod) as inside:
+        rig.apply(FULL)
+        assert sock.links([VETH.name])[VETH.name].peer == inside.links([VETH.peer])[VETH.peer].index
+    rig.remove(FULL)
+    monkeypatch.setattr(LinkInfo, "peer", None)
+    rig.apply(FULL)
+    assert rig.diff(FULL) == []
 
 
 def test_shared_objects_stay_when_an_attachment_goes(rig):

@@ -284,5 +284,7 @@ def test_what_is_on_its_way_in_is_not_ordered_again() -> None:
     world.waiting["shared"] = 3
     world.busy, world.incoming = {token}, {token: 3}
     assert world.plan() == []
-    world.incoming = {token: 2}
+    world.incoming = {token: 2}  # and it takes another one then, for which no ENI need be made
+    assert world.plan() == []
+    world.waiting["shared"] = world.limits.ipv4
     assert world.plan() == [NewEni("shared", "vsw-1", 1)]
