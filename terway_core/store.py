@@ -17,6 +17,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -141,6 +142,7 @@ class Store:
         self._closed = False
         self._decoded: dict[AttachmentKey, tuple[_Row, Record]] = {}  # rows as they were the last time
         self._named: dict[AttachmentKey, _PodName] = {}  # at least those that have a row
+        self._names: Counter[_PodName] = Counter()  # how many have each
         self._readers: list[sqlite3.Connection] = []  # those that nobody uses at the moment
         self._lock = threading.Lock()
         self._durable = 0  # writes that are not on disk yet
@@ -315,7 +317,7 @@ class Store:
         """Write a whole row, new or in place of the old one."""
         key, (namespace, name, _) = record.key, _pod_name(record.attachment)
         row = _encode(record, *self._decoded.get(key, ()))
-        self._named[key] = _pod_name(record.attachment)
+        self._name(key, _pod_name(record.attachment))
         self.write(
             lambda db: db.execute(
                 "INSERT OR REPLACE INTO attachments (network, container_id, ifname, namespace, name, "
@@ -355,7 +357,7 @@ class Store:
             durable=False,
         )
         self._decoded.pop(key, None)
-        self._named.pop(key, None)
+        self._name(key, None)
 
     def get(self, key: AttachmentKey) -> Record | None:
         """The row of one attachment."""
@@ -378,7 +380,7 @@ class Store:
         On whatever network: that may have another name since, the host's end of the link has not.
         """
         key, pod = attachment.key, attachment.pod
-        if not (self.read_only or key in self._named or _pod_name(attachment) in self._named.values()):
+        if not (self.read_only or key in self._named or self._names[_pod_name(attachment)]):
             return None, []  # as mostly when a pod is new
         found = self._select(
             "WHERE (network=? AND container_id=? AND ifname=?) OR "
@@ -395,6 +397,16 @@ class Store:
         )
         own = next((record for record in found if record.key == key), None)
         return own, [record for record in found if record is not own]
+
+    def _name(self, key: AttachmentKey, name: _PodName | None) -> None:
+        with self._lock:
+            if former := self._named.pop(key, None):
+                self._names[former] -= 1
+                if not self._names[former]:
+                    del self._names[former]
+            if name:
+                self._named[key] = name
+                self._names[name] += 1
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
         with self.read() as db:
@@ -470,6 +482,7 @@ class Store:
                 db.executescript(f"{_SCHEMA} PRAGMA user_version={SCHEMA_VERSION};")
             self._decoded = _decode_all(db)
             self._named = {key: _pod_name(record.attachment) for key, (_, record) in self._decoded.items()}
+            self._names = Counter(self._named.values())
         except BaseException:
             db.close()
             raise
