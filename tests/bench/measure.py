@@ -30,8 +30,8 @@ from terway_core.wiring.veth import wire_by_veth
 from tests.bench.subjects import Subject, daemon, namespaces, netconf_of, vpc_config
 
 BURST, AT_ONCE = 110, 16
-#: Seconds after which new links no longer solicit routers and report groups, for which the kernel takes the same
-#: lock as for new ones (MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL of RFC 4861).
+#: Seconds after which new links no longer solicit routers and report groups, for which the kernel takes the
+#: same lock as for new ones (MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL of RFC 4861).
 SETTLED = 15
 INSERT = "INSERT OR REPLACE INTO addresses (pool, address, owner) VALUES ('pool', ?, ?)"
 Times = dict[tuple[str, str], list[float]]
