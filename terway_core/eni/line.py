@@ -69,7 +69,7 @@ class Line:
                 dry.add(ticket.use)
             else:
                 self._tickets.remove(ticket)
-                self._rows.notify()
+                self._rows.notify(urgent=False)
 
     def gathered(self) -> list[Ticket]:
         """Everybody, once the first has waited long enough for the others of a burst."""

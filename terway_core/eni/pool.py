@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 #: The longest pause of the planning thread, in seconds.
 LONGEST_PAUSE: Final = 30.0
-#: Seconds for which a plan that nobody waits for is put off, and longer if it is not the first of a burst: a
-#: pod that is served from what is there is done by then, without the planner in its way.
+#: Seconds for which a plan is put off when pods only came and went, and longer if it is not the first of a
+#: burst: they are done by then, without the planner in their way.
 CALM: Final = 0.005
 #: Seconds after which the cloud is asked again what it has if it did not answer.
 ASK_AGAIN: Final = 30.0
@@ -305,12 +305,13 @@ class Pool:
         return began
 
     def _loop(self) -> None:
-        version, planned = -1, time.monotonic() - GATHER
+        version, planned = -1, 0.0
         while not self._stopping.is_set():
             with self._rows.changed:
                 if self._rows.version == version:
                     self._rows.changed.wait(self._pause())
-                calm = version >= 0 and not self._line
+                calm = version >= 0 and not self._line and not self._rows.urgent
+                self._rows.urgent = False
             if calm:
                 self._stopping.wait(max(CALM, planned + GATHER - time.monotonic()))
             planned = time.monotonic()

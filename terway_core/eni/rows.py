@@ -39,6 +39,7 @@ class Rows:
     :param now: by which times that were written under a wrong clock are put right.
     :param cooldown: the longest that anything can still have to rest.
     :ivar version: grows with each change.
+    :ivar urgent: one of the changes since somebody set this to False was more than who has what there is.
     """
 
     def __init__(self, ledger: Ledger, families: Sequence[int], *, now: float, cooldown: float) -> None:
@@ -46,6 +47,7 @@ class Rows:
         self._families = families
         self.changed = threading.Condition(threading.RLock())
         self.version = 0
+        self.urgent = False
         latest = now + cooldown
         enis, addresses = ledger.load()
         self.enis: dict[str, Eni] = {
@@ -69,10 +71,11 @@ class Rows:
                 found[address.token].append(address)
             return found
 
-    def notify(self) -> None:
+    def notify(self, *, urgent: bool = True) -> None:
         """Something that others wait for has changed."""
         with self.changed:
             self.version += 1
+            self.urgent |= urgent
             self.changed.notify_all()
 
     # -- grants -----------------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ class Rows:
             for address in mine:
                 if (row := self.addresses[address]).owner == owner:
                     self.addresses[address] = replace(row, owner="", rests_until=rests_until)
-            self.notify()
+            self.notify(urgent=False)
         return True
 
     def owners(self) -> set[str]:
