@@ -107,7 +107,8 @@ def test_stop_finishes_what_runs_and_refuses_what_comes(node):
     answer = node.answer(running)
     assert answer.status == 0
     assert all(node.reaches(address) for address in answer.addresses)
-    node.stop()
+    assert node.process.wait(30) == 0  # it has been told already
+    node.kill()
     assert not (node.folder / "run" / "terway.sock").exists()
 
     node.start()
