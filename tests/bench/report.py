@@ -74,6 +74,9 @@ def machine() -> str:
     )
 
 
+_COLOURS = {"vpc": "#5eead4", "eniip_veth": "#0f766e", "eni": "#99a8b8", BASE: "#f59e0b"}
+
+
 def picture(path: Path, single: Times, many: Times) -> None:
     """Medians, and from the least to the 90th percentile, for each plugin; next to them the bursts."""
     import matplotlib
@@ -101,7 +104,7 @@ def picture(path: Path, single: Times, many: Times) -> None:
                 yerr=[below, above],
                 ecolor="#94a3b8",
                 label=name,
-                color="#f59e0b" if name == BASE else ["#5eead4", "#0f766e", "#99a8b8"][position % 3],
+                color=_COLOURS.get(name, "#64748b"),
             )
             axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
         axes.set_xticks([number + 0.4 - 0.4 / len(names) for number in range(len(commands))], commands)
