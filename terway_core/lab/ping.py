@@ -23,7 +23,7 @@ def ping(address: IPAddress, *, timeout: float = 3.0, interval: float = 0.25) ->
     :param interval: seconds between two requests.
     :returns: the round-trip time in seconds of the answered request; None when none was.
     """
-    protocol = socket.getprotobyname("icmp") if address.version == 4 else socket.IPPROTO_ICMPV6
+    protocol = socket.IPPROTO_ICMP if address.version == 4 else socket.IPPROTO_ICMPV6
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     token = os.urandom(16)  # raw sockets see the replies to everybody's requests
     sent: list[float] = []
