@@ -73,15 +73,13 @@ class Ledger:
 
         self._store.write(change)
 
-    def put_addresses(self, addresses: Iterable[EniAddress]) -> None:
-        """Write addresses, new or changed."""
-        rows = [_row(address) for address in addresses]
-        self._store.write(lambda db: _put(db, rows))
+    def put_addresses(self, addresses: Iterable[EniAddress], *, durable: bool = True) -> None:
+        """Write addresses, new or changed.
 
-    def grant(self, addresses: Iterable[EniAddress]) -> None:
-        """Write whose the addresses are."""
+        :param durable: False when only whose they are has changed.
+        """
         rows = [_row(address) for address in addresses]
-        self._store.write(lambda db: _put(db, rows), durable=False)
+        self._store.write(lambda db: _put(db, rows), durable=durable)
 
     def remove(self, token: str) -> None:
         """An ENI is gone, and with it its addresses."""

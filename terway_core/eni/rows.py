@@ -104,7 +104,7 @@ class Rows:
                 with self.changed:
                     self._ledger.put(self.enis[grant.eni.token])
             else:
-                self._ledger.grant(grant.addresses)
+                self._ledger.put_addresses(grant.addresses, durable=False)
         except BaseException:
             with self.changed:
                 if grant.eni.owner:
