@@ -15,7 +15,8 @@ from terway_core.cloud import Cloud
 from terway_core.config import Config
 from terway_core.eni.audit import audit_enis
 from terway_core.errors import IOFailure
-from terway_core.store import Record, State, Store
+from terway_core.record import Record, State
+from terway_core.store import Store
 from terway_core.wiring.inspect import HostState, diff_pod
 from terway_core.wiring.netns import Namespace
 from terway_core.wiring.objects import Wiring

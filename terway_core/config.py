@@ -131,7 +131,9 @@ class Config(BaseModel):
     cni_version: Literal["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] = Field(
         "1.0.0", description="cniVersion of the conflist; containerd before 2.0 accepts up to 1.0.0."
     )
-    workers: Annotated[int, Field(ge=1, le=256)] = Field(8, description="CNI commands that run side by side.")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        16, description="CNI commands that run side by side."
+    )
     gc_interval: Annotated[float, Field(gt=0)] = Field(60, description="Seconds between two gc rounds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     pool: PoolConfig = Field(PoolConfig(), description="ENIs and addresses of the eni modes.")

@@ -13,7 +13,8 @@ from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
 from terway_core.daemon.adopt_children import children, shared_by
-from terway_core.store import Record, State, Store
+from terway_core.record import Record, State
+from terway_core.store import Store
 from terway_core.types import Attachment, AttachmentKey, Lease, Wiring
 from terway_core.wiring.inspect import HostState
 from terway_core.wiring.netlink import OURS

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_network
 
 from terway_core.errors import TerwayError
-from terway_core.store import Record, State
+from terway_core.record import Record, State
 from terway_core.types import Attachment, AttachmentKey, Lease, Wiring
 from terway_core.wiring import netns
 from terway_core.wiring.changes import ALIAS_PREFIX

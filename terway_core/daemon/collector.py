@@ -17,8 +17,9 @@ from terway_core.cni.protocol import Command, parse_request
 from terway_core.daemon.lifecycle import Lifecycle
 from terway_core.daemon.shared import SharedObjects
 from terway_core.errors import KubeError, TerwayError, UndecodableInput
+from terway_core.record import Record, State
 from terway_core.registry import Drivers
-from terway_core.store import Record, State, Store
+from terway_core.store import Store
 from terway_core.types import Attachment, AttachmentKey, Node, Pod
 from terway_core.wiring.engine import Engine
 from terway_core.wiring.inspect import HostState

@@ -27,10 +27,11 @@ from terway_core.errors import (
     TerwayError,
     UnknownAttachment,
 )
+from terway_core.record import Record, State
 from terway_core.registry import Drivers
-from terway_core.store import Record, State, Store
+from terway_core.store import Store
 from terway_core.types import Attachment, AttachmentKey, Node
-from terway_core.wiring.engine import Engine
+from terway_core.wiring.engine import Engine, needs_pod
 from terway_core.wiring.inspect import diff
 from terway_core.wiring.netns import Namespace, NamespaceGone
 
@@ -278,7 +279,8 @@ class Lifecycle:
             if record.wiring:
                 try:
                     with contextlib.ExitStack() as stack:
-                        self._engine.remove(record.wiring, _pod_of(record, stack), record.owner)
+                        pod = _pod_of(record, stack) if needs_pod(record.wiring) else None
+                        self._engine.remove(record.wiring, pod, record.owner)
                     self._shared.release(record.key, record.wiring.node)
                 except TerwayError as error:
                     self._store.advance(record, State.UNWIRING, problem=error.message)

@@ -11,7 +11,8 @@ from ipaddress import ip_address, ip_network
 from pydantic import TypeAdapter
 
 from terway_core.eni.model import Eni, EniAddress, Holds, Limits
-from terway_core.store import State, Store
+from terway_core.record import State
+from terway_core.store import Store
 from terway_core.types import AttachmentKey, IPAddress
 
 _SCHEMA = """

@@ -11,7 +11,7 @@ from terway_core.kube.client import KubeClient
 from terway_core.kube.pods import is_same, needs_network, pods_of
 from terway_core.kube.rbac import Rule, rules
 from terway_core.kube.resources import ACCESS_REVIEWS, NODES, PODS
-from terway_core.store import Record, State
+from terway_core.record import Record, State
 from terway_core.types import Problem
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from terway_core.errors import WiringError
-from terway_core.store import Record, State
+from terway_core.record import Record, State
 from terway_core.testing.base import DAY, MOST, ConformanceBase, Rig
 from terway_core.testing.fakes import ALWAYS, FakeEngine, make_attachment
 from terway_core.types import Attachment

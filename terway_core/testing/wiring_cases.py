@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from terway_core.cni.protocol import SUPPORTED_VERSIONS, result
-from terway_core.store import Record, State, Store
+from terway_core.record import Record, State
+from terway_core.store import Store
 from terway_core.testing.base import DAY, ConformanceBase, Rig
 from terway_core.testing.fakes import WatchedStore, make_attachment
 from terway_core.testing.purity import watch_io

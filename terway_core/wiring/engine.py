@@ -218,25 +218,15 @@ class Engine:
         :param pod: the pod's namespace, None when it no longer exists.
         :raises WiringError: the kernel refused to take something away.
         """
-        veths = [obj for obj in wiring.host if isinstance(obj, Veth)]
-        gone_with_links = {veth.name for veth in veths}
-        rest = [obj for obj in wiring.host if _outlives(obj, gone_with_links)]
-        if pod:
-            moves = [obj for obj in wiring.host if isinstance(obj, MoveLink)]
-            children = [
-                name
-                for obj in wiring.pod
-                if isinstance(obj, Ipvlan)
-                for name in (obj.name, name_at_birth(obj.name, owner))
-            ]
-            going = {veth.peer for veth in veths} | {obj.name for obj in moves} | {*children}
-            inside = [obj for obj in wiring.pod if is_unmade(obj) and _outlives(obj, going)]
-            if inside or moves or children:
-                pod.run(remove_in_pod, inside, moves, self._home.fd, children, owner)
+        veths = [obj.name for obj in wiring.host if isinstance(obj, Veth)]
+        rest = [obj for obj in wiring.host if _outlives(obj, {*veths})]
+        objects, moves, children = _outliving_in_pod(wiring)
+        if pod and (objects or moves or children):
+            names = [name for child in children for name in (child, name_at_birth(child, owner))]
+            pod.run(remove_in_pod, objects, moves, self._home.fd, names, owner)
         with self._lock:
             remove_objects(self._socket, rest, where="host", ours=True)
-            found = self._socket.links([veth.name for veth in veths])
-        self._reaper.delete([link.index for link in found.values() if belongs_to(link, owner)])
+        self._reaper.delete(veths, owner)
 
     def remove_shared(self, objects: Iterable[WiringObject]) -> None:
         """Take away shared objects that nobody declares any more."""
@@ -246,12 +236,11 @@ class Engine:
             for obj in objects:
                 if isinstance(obj, Masquerade):
                     self._on_host(nft.delete_masquerade, obj)
-            children = self._socket.links([obj.name for obj in objects if isinstance(obj, Ipvlan)])
-        self._reaper.delete([link.index for link in children.values() if belongs_to(link, "")])
+        self._reaper.delete([obj.name for obj in objects if isinstance(obj, Ipvlan)], "")
 
     def delete_link(self, index: int) -> None:
         """Delete one host link by its index; one that is gone is forgiven."""
-        self._reaper.delete([index])
+        self._reaper.delete_indices([index])
 
     def _on_host(self, function: Callable[..., T], *args: object) -> T:
         return self._host.run(function, *args) if self._host else function(*args)
@@ -266,6 +255,20 @@ def _pairs(wiring: Wiring) -> list[Address]:
         for obj in wiring.pod
         if isinstance(obj, Address) and in_pod.get(obj.dev) in on_host
     ]
+
+
+def needs_pod(wiring: Wiring) -> bool:
+    """Whether :meth:`Engine.remove` has anything to do in the pod: not if all there goes with veth pairs."""
+    return any(_outliving_in_pod(wiring))
+
+
+def _outliving_in_pod(wiring: Wiring) -> tuple[list[WiringObject], list[MoveLink], list[str]]:
+    """What does not go with a veth pair: objects, links that moved in, and names of ipvlan links."""
+    moves = [obj for obj in wiring.host if isinstance(obj, MoveLink)]
+    children = [obj.name for obj in wiring.pod if isinstance(obj, Ipvlan)]
+    going = {obj.peer for obj in wiring.host if isinstance(obj, Veth)} | {obj.name for obj in moves}
+    going.update(children)
+    return [obj for obj in wiring.pod if is_unmade(obj) and _outlives(obj, going)], moves, children
 
 
 def _outlives(obj: WiringObject, links: set[str]) -> bool:

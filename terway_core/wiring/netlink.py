@@ -17,6 +17,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 from terway_core.errors import WiringError
@@ -90,11 +91,11 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _INHERITING_KINDS = {b"ipvlan", b"ipvtap", b"macvlan", b"macvtap", b"vlan"}
 
 
-@dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """What RTM_GETLINK says about a link; read only as far as somebody asks."""
+    """What RTM_GETLINK says about a link; read only if somebody asks."""
 
-    message: bytes
+    def __init__(self, message: bytes) -> None:
+        self.message = message
 
     @property
     def index(self) -> int:
@@ -127,7 +128,7 @@ class LinkInfo:
         own = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") not in _INHERITING_KINDS
         return own and attributes.get(IFLA_ADDRESS) == _mac(mac)
 
-    @property
+    @cached_property
     def _attributes(self) -> dict[int, bytes]:
         return parse_attrs(self.message, 16)
 

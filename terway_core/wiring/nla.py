@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+_HEADER = struct.Struct("=HH").unpack_from
+
 
 def attr(kind: int, payload: bytes) -> bytes:
     """One attribute; several of them are the payload of a nested one."""
@@ -24,8 +26,9 @@ def attr_str(kind: int, value: str) -> bytes:
 def parse_attrs(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The attributes from ``offset`` on: kind → value; of two of a kind the last."""
     found = {}
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
+    end = len(data) - 4
+    while offset <= end:
+        length, kind = _HEADER(data, offset)
         if length < 4:
             break
         found[kind & 0x3FFF] = data[offset + 4 : offset + length]

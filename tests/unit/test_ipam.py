@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from terway_core.errors import NoAddress
 from terway_core.ipam import AddressPool, GivenAddresses
-from terway_core.store import Record, State
+from terway_core.record import Record, State
 from terway_core.testing.fakes import FakeClock, WatchedStore
 from terway_core.types import Attachment, Lease
 

@@ -10,7 +10,7 @@ from terway_core.kube import PODS
 from terway_core.kube.check import audit_pods, examine
 from terway_core.kube.rbac import rules
 from terway_core.lab.kubernetes import Refusal
-from terway_core.store import Record, State
+from terway_core.record import Record, State
 from terway_core.types import Attachment, Pod
 from tests.unit.kube_server import ApiServer
 

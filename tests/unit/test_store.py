@@ -18,8 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from terway_core.database import CHECKPOINT_EVERY
 from terway_core.errors import StoreError
-from terway_core.store import CHECKPOINT_EVERY, SCHEMA_VERSION, Record, State, Store
+from terway_core.record import COLUMNS, Record, State, encode
+from terway_core.store import SCHEMA_VERSION, Store
 from terway_core.types import Attachment, AttachmentKey, Lease, Pod, Wiring
 
 json_values = st.recursive(
@@ -69,6 +71,12 @@ def addresses(store):
         return {address for (address,) in db.execute("SELECT address FROM addresses")}
 
 
+def on_file(store):
+    """The attachments as another process reads them."""
+    with contextlib.closing(Store(store.path, read_only=True)) as reader:
+        return reader.records()
+
+
 # -- rows -------------------------------------------------------------------------------------------------
 
 
@@ -77,10 +85,10 @@ def addresses(store):
 def test_a_row_comes_back_as_it_was(store, record):
     store.put(record)
     assert store.get(record.key) == record
-    assert record in store.records()
+    assert store.records() == on_file(store) == [record]
     store.remove(record.key)
     assert store.get(record.key) is None
-    assert store.records() == []
+    assert store.records() == on_file(store) == []
 
 
 def test_put_replaces_and_advance_changes_only_the_state(store):
@@ -93,6 +101,40 @@ def test_put_replaces_and_advance_changes_only_the_state(store):
     assert store.get(moved.key) == released
     store.put(record())
     assert store.records() == [record()]
+
+
+changes = st.tuples(
+    st.sampled_from(["put", "advance", "remove"]),
+    st.sampled_from(["c1", "c2"]),
+    st.sampled_from(["", "pod", "other"]),
+    st.sampled_from(State),
+    st.none() | st.just(Wiring()),
+)
+
+
+@given(steps=st.lists(changes, max_size=12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+def test_what_is_known_is_what_is_in_the_file(store, steps):
+    for number, (what, container_id, name, state, wiring) in enumerate(steps):
+        known = store.get(record(container_id).key)
+        if what == "put":
+            row = replace(record(container_id, name=name, created=float(number)), state=state, wiring=wiring)
+            # As an ADD does: the same attachment, with more known of it.
+            store.put(replace(row, attachment=known.attachment) if known and number % 2 else row)
+        elif what == "advance" and known:
+            store.advance(known, state, problem=name)
+        elif what == "remove":
+            store.remove(record(container_id).key)
+        assert store.records() == on_file(store)
+        for found in store.records():
+            assert found.attachment.container_id not in {
+                other.attachment.container_id for other in store.find(found.attachment)[1]
+            }
+            twins = {r.key for r in store.records() if r.attachment.pod == found.attachment.pod} - {found.key}
+            expected = twins if found.attachment.pod.name else set()
+            assert {other.key for other in store.find(found.attachment)[1]} == expected
+    for found in store.records():
+        store.remove(found.key)
 
 
 def test_rows_are_told_apart_by_the_whole_key(store):
@@ -328,7 +370,7 @@ def test_many_threads_read_and_write(store):
 def test_readers_are_as_many_as_read_at_the_same_time(store):
     store.put(record())
     for _ in range(100):
-        thread = threading.Thread(target=store.records)
+        thread = threading.Thread(target=addresses, args=(store,))
         thread.start()
         thread.join()
     opened = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink() and fd.exists()]
@@ -401,7 +443,8 @@ CHILD = """
 import sys, threading
 sys.path.insert(0, "")
 from pathlib import Path
-from terway_core.store import Record, State, Store
+from terway_core.record import COLUMNS, Record, State, encode
+from terway_core.store import Store
 from terway_core.types import Attachment
 store = Store(Path(sys.argv[1]))
 start = int(sys.argv[2])
@@ -519,6 +562,47 @@ def test_a_path_that_cannot_be_used_is_named(tmp_path, blocker):
         path.mkdir(parents=True)
     with pytest.raises(StoreError, match=str(path)):
         Store(path)
+
+
+SCHEMA_1 = """
+CREATE TABLE attachments (
+    network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
+    namespace TEXT NOT NULL, name TEXT NOT NULL,
+    driver TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, netns_id INTEGER NOT NULL,
+    attachment TEXT NOT NULL, lease TEXT, wiring TEXT, problem TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (network, container_id, ifname)
+) WITHOUT ROWID;
+CREATE INDEX attachments_by_pod ON attachments (namespace, name);
+CREATE TABLE addresses (
+    pool TEXT NOT NULL, address TEXT NOT NULL, owner TEXT, rests_until REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (pool, address)
+) WITHOUT ROWID;
+CREATE INDEX addresses_by_owner ON addresses (pool, owner);
+PRAGMA user_version=1;
+"""
+
+
+def test_a_journal_of_schema_1_is_taken_over(path):
+    old = replace(record(state=State.READY), wiring=Wiring(), lease=Lease(addresses=()), netns_id=7)
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(SCHEMA_1)
+        db.execute(
+            f"INSERT INTO attachments (network, container_id, ifname, namespace, name, {COLUMNS}) "
+            "VALUES ('net', 'c1', 'eth0', 'ns', 'pod', ?, ?, ?, ?, ?, ?, ?, ?)",
+            encode(old),
+        )
+        add_address("10.0.0.1", "net/c1/eth0")(db)
+        db.commit()
+    with contextlib.closing(Store(path)) as store:
+        assert store.was_damaged is None
+        assert store.records() == on_file(store) == [old]
+        assert addresses(store) == {"10.0.0.1"}
+        store.put(record("c2"))
+        assert len(on_file(store)) == 2
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL")}
+    assert names == {"attachments", "addresses", "addresses_by_owner"}
 
 
 def test_a_newer_schema_is_refused_and_left_alone(path):

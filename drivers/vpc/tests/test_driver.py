@@ -7,8 +7,8 @@ import pytest
 from terway_driver_vpc import VpcDriver
 
 from terway_core.errors import InvalidConfig, NoAddress, RetryLater
+from terway_core.record import Record, State
 from terway_core.registry import Drivers
-from terway_core.store import Record, State
 from terway_core.testing.fakes import NoCloud, make_attachment
 from terway_core.types import GcReport, Lease, Node, Problem, Services
 from terway_core.wiring import nft

@@ -13,7 +13,7 @@ from typing import Any
 from terway_core.eni.model import Holds, Use
 from terway_core.errors import RetryLater
 from terway_core.lab.api import NetworkInterface
-from terway_core.store import State
+from terway_core.record import State
 from terway_core.testing.fakes import make_attachment
 from terway_core.types import IPAddress
 

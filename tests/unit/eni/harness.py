@@ -31,7 +31,8 @@ from terway_core.lab.api import (
     build_app,
     serving,
 )
-from terway_core.store import Record, State, Store
+from terway_core.record import Record, State
+from terway_core.store import Store
 from terway_core.testing.fakes import make_attachment
 from terway_core.types import IPAddress, Lease
 from terway_core.wiring.netlink import FoundLink

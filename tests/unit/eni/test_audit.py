@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from terway_core.store import State
+from terway_core.record import State
 from terway_core.testing.fakes import make_attachment
 
 KEY = {number: str(make_attachment(number).key) for number in range(5)}

@@ -10,7 +10,8 @@ import pytest
 from terway_core.eni.ledger import Ledger
 from terway_core.eni.model import Eni, EniAddress, EniState
 from terway_core.eni.rows import Rows
-from terway_core.store import Record, State, Store
+from terway_core.record import Record, State
+from terway_core.store import Store
 from terway_core.testing.fakes import make_attachment
 from terway_core.types import Lease
 
