@@ -29,14 +29,20 @@ class Batcher(Generic[T]):
 
     def do(self, item: T) -> None:
         """Return when the work has been done for ``item``, or raise why not."""
-        mine = _Waiting(item)
+        mine = None
         with self._lock:
-            self._line.append(mine)
-            leads, self._busy = not self._busy, True
-        if not leads:
-            mine.turn.acquire()
-            leads = not mine.done
-        if leads:
+            if self._busy:
+                mine = _Waiting(item)
+                self._line.append(mine)
+            self._busy = True
+        if mine is None:
+            try:
+                self._work((item,))
+            finally:
+                self._call_next()
+            return
+        mine.turn.acquire()
+        if not mine.done:
             self._lead()
         if mine.problem:
             raise mine.problem
@@ -49,17 +55,23 @@ class Batcher(Generic[T]):
             self._work([waiting.item for waiting in batch])
         except BaseException as error:  # nobody may be left waiting
             problem = error
+        self._call_next()
         for waiting in batch:
             waiting.done, waiting.problem = True, problem
+            waiting.turn.release()
+
+    def _call_next(self) -> None:
         with self._lock:
             following = self._line[:1]
             self._busy = bool(following)
-        for waiting in (*following, *batch):
+        for waiting in following:
             waiting.turn.release()
 
 
 class _Waiting(Generic[T]):
     """A place in the line. ``turn`` is released when the work is done, or this is the first in line."""
+
+    __slots__ = ("done", "item", "problem", "turn")
 
     def __init__(self, item: T) -> None:
         self.item = item

@@ -166,10 +166,26 @@ def write_sysctls(objects: Iterable[WiringObject]) -> None:
             raise WiringError(f"{describe(obj)}: the key leaves {SYSCTL_ROOT}")
         try:
             # Most are right already; a read is cheaper than a write, which may walk all links.
-            if path.read_text().split() != obj.value.split():
-                path.write_text(obj.value)
+            if _text_of(path).split() != obj.value.encode().split():
+                _write(path, obj.value.encode())
         except OSError as error:
             raise WiringError(f"{describe(obj)} cannot be written: {error.strerror}") from error
+
+
+def _text_of(path: Path) -> bytes:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 4096)
+    finally:
+        os.close(file)
+
+
+def _write(path: Path, text: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, text)
+    finally:
+        os.close(file)
 
 
 def device(obj: WiringObject) -> str:

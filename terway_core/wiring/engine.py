@@ -158,8 +158,11 @@ class Engine:
             return {}, inside
         names = [veth.name for veth in veths]
         making = [netlink.new_veth(veth, pod.fd) for veth in veths]
-        replies = self._socket.send([*making, *map(netlink.get_link, names)])
-        links = netlink.links_of(names, replies[len(veths) :])
+        getting = [netlink.get_link(name) for name in names]
+        # A host without IPv6 refuses, and has no such addresses anyway.
+        calming = [netlink.without_link_local(veth.name) for veth in veths if not veth.link_local]
+        replies = self._socket.send([*making, *getting, *calming])
+        links = netlink.links_of(names, replies[len(veths) : 2 * len(veths)])
         for veth, reply in zip(veths, replies[: len(veths)], strict=True):
             if reply.errno == errno.EEXIST:
                 found = links.get(veth.name)

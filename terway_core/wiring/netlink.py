@@ -54,6 +54,7 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
+IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 27, 28, 29, 31, 32
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_IPVLAN_MODE, IPVLAN_MODE_L2 = 1, 2, 1, 1, 0
 RTEXT_FILTER_SKIP_STATS = 8
@@ -325,6 +326,13 @@ def new_veth(veth: Veth, peer_netns: int) -> Message:
     body = _ifinfo() + attr_str(IFLA_IFNAME, veth.name) + attr(IFLA_ADDRESS, _mac(veth.mac)) + both
     body += attr_u32(IFLA_GROUP, OURS) + attr(IFLA_LINKINFO, info)
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def without_link_local(name: str) -> Message:
+    """Not before the link exists: the kernel takes no such wish with the request that makes it."""
+    mode = attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+    spec = attr(IFLA_AF_SPEC, attr(socket.AF_INET6, mode))
+    return Message(RTM_NEWLINK, 0, _ifinfo() + attr_str(IFLA_IFNAME, name) + spec)
 
 
 def new_ipvlan(obj: Ipvlan, parent: int, netns: int | None = None) -> Message:

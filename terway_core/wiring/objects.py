@@ -34,6 +34,8 @@ class Veth:
 
     Only ``host`` may hold one. MAC addresses are given, not left to the kernel, so that the neighbour
     entries on both sides can be declared beforehand. Both ends come up.
+
+    :param link_local: whether ``name`` gives itself an IPv6 address.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Veth:
     mac: str
     peer_mac: str
     mtu: int = 1500
+    link_local: bool = True
     kind: Literal["veth"] = "veth"
 
 

@@ -62,7 +62,12 @@ def wire_by_veth(attachment: Attachment, lease: Lease, mtu: int) -> VethWiring:
     mac, pod_mac = attachment.mac("host"), attachment.mac("pod")
     host_if, pod_if = attachment.host_ifname, attachment.ifname
     node: list[WiringObject] = []
-    host: list[WiringObject] = [Veth(name=host_if, peer=pod_if, mac=mac, peer_mac=pod_mac, mtu=mtu)]
+    # Without IPv6 in the pod nobody needs a link-local address, and each link that comes up or goes walks the
+    # IPv6 routes of all (fib6_ifup() and fib6_ifdown() in Linux).
+    link_local = any(address.version == 6 for address in lease.addresses)
+    host: list[WiringObject] = [
+        Veth(name=host_if, peer=pod_if, mac=mac, peer_mac=pod_mac, mtu=mtu, link_local=link_local)
+    ]
     pod: list[WiringObject] = [LinkUp(dev="lo")]
     for address in lease.addresses:
         family = FAMILIES[address.version]

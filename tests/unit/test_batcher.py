@@ -14,7 +14,7 @@ def held():
     go_on, begun, batches = threading.Event(), threading.Event(), []
 
     def work(batch):
-        batches.append(batch)
+        batches.append(list(batch))
         begun.set()
         go_on.wait(10)
         if "bad" in batch:
