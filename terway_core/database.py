@@ -17,6 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,20 +36,22 @@ CHECKPOINT_PAUSE, CHECKPOINT_ATTEMPTS = 0.05, 100
 LONGEST_LOG = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A change of one statement, which needs no transaction of its own. Its result is the number of rows."""
+
+    sql: str
+    values: Sequence[object]
+
+    def __call__(self, db: sqlite3.Connection) -> int:
+        return db.execute(self.sql, self.values).rowcount
+
+
 class _Change:
-    """A write.
+    """A write, and what came of it."""
 
-    :param act: what is done, within a transaction that others may share.
-    :param alone: the same when nobody shares it.
-    """
-
-    def __init__(
-        self,
-        act: Callable[[sqlite3.Connection], object],
-        alone: Callable[[sqlite3.Connection], object] | None = None,
-    ) -> None:
-        self.act = act
-        self.alone = alone or act
+    def __init__(self, function: Callable[[sqlite3.Connection], object]) -> None:
+        self.function = function
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -118,25 +121,7 @@ class Database:
         :raises StoreError: the disk did not take it, or the journal is closed; nothing of it was kept, unless
             it was the sync that failed.
         """
-
-        def alone(db: sqlite3.Connection) -> T:
-            db.execute("BEGIN IMMEDIATE")
-            result = change(db)
-            db.execute("COMMIT")
-            return result
-
-        return self._write(_Change(change, alone), durable)  # type: ignore[no-any-return]
-
-    def execute(self, sql: str, values: Sequence[object], *, durable: bool = True) -> int:
-        """As :meth:`write`, but one statement, which needs no transaction around it. The number of rows that
-        it changed."""
-
-        def change(db: sqlite3.Connection) -> int:
-            return db.execute(sql, values).rowcount
-
-        return self._write(_Change(change), durable)  # type: ignore[no-any-return]
-
-    def _write(self, mine: _Change, durable: bool) -> Any:
+        mine = _Change(change)
         with self._lock:
             if self.read_only or self._closed:
                 how = "closed" if self._closed else "open for reading only"
@@ -153,7 +138,7 @@ class Database:
                 self._active -= 1
                 if self._closed:
                     self._settled.notify_all()
-        return mine.result
+        return mine.result  # type: ignore[no-any-return]
 
     def begin_sync(self) -> Callable[[], None]:
         """Have all that is written by now brought to disk; the answer is a function that waits until it is.
@@ -177,7 +162,7 @@ class Database:
         db = self._writer
         try:
             if len(batch) == 1:
-                batch[0].result = batch[0].alone(db)
+                self._write_alone(db, batch[0])
             else:
                 self._write_together(db, batch)
         except BaseException as error:  # SystemExit too: a driver's change must not end this thread
@@ -192,12 +177,20 @@ class Database:
             self._checkpoint = threading.Thread(target=self._write_checkpoint, name="journal", daemon=True)
             self._checkpoint.start()
 
+    def _write_alone(self, db: sqlite3.Connection, change: _Change) -> None:
+        if isinstance(change.function, Statement):
+            change.result = change.function(db)
+            return
+        db.execute("BEGIN IMMEDIATE")
+        change.result = change.function(db)
+        db.execute("COMMIT")
+
     def _write_together(self, db: sqlite3.Connection, batch: Sequence[_Change]) -> None:
         db.execute("BEGIN IMMEDIATE")
         for change in batch:
             db.execute("SAVEPOINT one")
             try:
-                change.result = change.act(db)
+                change.result = change.function(db)
             except BaseException as error:
                 change.error = self._refused(error)
                 if not db.in_transaction:  # the disk is full or broken: SQLite has undone everything

@@ -1,7 +1,9 @@
 """Who owns which address, kept in the journal's ``addresses`` table.
 
 A pool knows three kinds of address: owned, resting (given back, not yet to be used again, because somebody
-may still send to its last owner), and free. Only the first two have rows.
+may still send to its last owner), and free. Memory decides and the journal remembers: an address is marked in
+memory under the lock, where it cannot be given twice, and written down before its owner is told; one that is
+given back is free in memory only once that is written.
 
 A change is on disk with the lease that it leads to, which is a durable write; a power cut before that undoes
 both. One that undoes a release leaves an owner whose pod it has ended.
@@ -9,98 +11,120 @@ both. One that undoes a release leaves an owner whose pod it has ended.
 
 from __future__ import annotations
 
-import json
 import sqlite3
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Network, ip_address
 from itertools import chain
 
+from terway_core.database import Statement
 from terway_core.errors import NoAddress
 from terway_core.store import Store
 from terway_core.types import IPAddress, IPNetwork
 
 __all__ = ["AddressPool", "GivenAddresses"]
 
+_OWN = "INSERT OR REPLACE INTO addresses (pool, address, owner) VALUES (?, ?, ?)"
+_REST = "INSERT OR REPLACE INTO addresses (pool, address, rests_until) VALUES (?, ?, ?)"
+_FREE = "DELETE FROM addresses WHERE pool=? AND address=?"
+_SHORTEN = "UPDATE addresses SET rests_until=? WHERE pool=? AND owner IS NULL AND rests_until>?"
+
 
 class _OwnedAddresses(ABC):
-    """Addresses in the table, each with at most one owner."""
+    """Addresses in the table, each with at most one owner. An owner's requests come one at a time."""
 
     def __init__(self, store: Store, name: str, *, rest: float, clock: Callable[[], float]) -> None:
         self.name = name
         self._store = store
         self._rest = rest
         self._clock = clock
-        store.write(self._adopt)
+        self._lock = threading.Lock()
+        self._owners: dict[IPAddress, str] = {}
+        self._owned: dict[str, list[IPAddress]] = {}
+        self._resting: dict[IPAddress, float] = {}  # until when
+        store.write(self._load)
 
     def release(self, owner: str) -> bool:
         """Give back what ``owner`` has. False when it has nothing."""
-
-        def change(db: sqlite3.Connection) -> bool:
-            now = self._clock()
-            return bool(
-                db.execute(
-                    "UPDATE addresses SET owner=NULL, rests_until=? WHERE pool=? AND owner=?",
-                    (now + self._rest, self.name, owner),
-                ).rowcount
-            )
-
-        return self._store.write(change, durable=False)
+        with self._lock:
+            addresses = tuple(self._owned.get(owner, ()))
+        if addresses:
+            until = self._clock() + self._rest
+            self._write([self._end(address, until) for address in addresses])
+            with self._lock:
+                for address in addresses:
+                    self._disown(address)
+                    if self._rest:
+                        self._resting[address] = until
+        return bool(addresses)
 
     def collect(self, live: Iterable[str]) -> list[str]:
         """Give back the addresses of owners that are neither in ``live`` nor in the journal.
 
-        The journal is asked in the same transaction: an attachment has its row before it gets an address, so
+        The owners are looked at before the journal: an attachment has its row before it gets an address, so
         one that is being added meanwhile is safe.
 
         :returns: one line for each address.
         """
-        alive = set(live)
-
-        def change(db: sqlite3.Connection) -> list[str]:
-            alive.update(
-                f"{network}/{container_id}/{ifname}"
-                for network, container_id, ifname in db.execute(
-                    "SELECT network, container_id, ifname FROM attachments"
-                )
-            )
-            owned = db.execute(
-                "SELECT owner, address FROM addresses WHERE pool=? AND owner IS NOT NULL", (self.name,)
-            ).fetchall()
-            dead = [(owner, address) for owner, address in owned if owner not in alive]
-            db.executemany(
-                "UPDATE addresses SET owner=NULL, rests_until=? WHERE pool=? AND owner=?",
-                [(self._clock() + self._rest, self.name, owner) for owner, _ in dead],
-            )
-            return [f"address {address} of {owner}" for owner, address in dead]
-
-        return self._store.write(change)
+        with self._lock:
+            owned = {owner: tuple(addresses) for owner, addresses in self._owned.items()}
+        alive = {*live, *(str(record.key) for record in self._store.records())}
+        dead = [owner for owner in owned if owner not in alive]
+        return [
+            f"address {address} of {owner}"
+            for owner in dead
+            if self.release(owner)
+            for address in owned[owner]
+        ]
 
     def owners(self) -> dict[str, IPAddress]:
         """Who owns what."""
-        with self._store.read() as db:
-            rows = db.execute(
-                "SELECT owner, address FROM addresses WHERE pool=? AND owner IS NOT NULL", (self.name,)
-            ).fetchall()
-        return {owner: ip_address(address) for owner, address in rows}
+        with self._lock:
+            return {owner: address for address, owner in self._owners.items()}
 
     @abstractmethod
     def _is_ours(self, address: IPAddress, driver: str) -> bool:
         """Whether an address that an attachment of ``driver`` leases is one of these."""
 
-    def _adopt(self, db: sqlite3.Connection) -> None:
-        """Addresses in the leases of attachments count as owned, also when the table has lost their rows."""
-        rows = db.execute(
-            "SELECT network, container_id, ifname, driver, lease FROM attachments WHERE lease IS NOT NULL"
+    def _load(self, db: sqlite3.Connection) -> None:
+        """Know what the table has. Addresses in the leases of attachments count as owned, also when the table
+        has lost their rows."""
+        rows = db.execute("SELECT address, owner, rests_until FROM addresses WHERE pool=?", (self.name,))
+        for text, owner, rests_until in rows.fetchall():
+            if owner is None:
+                self._resting[ip_address(text)] = rests_until
+            else:
+                self._own(ip_address(text), owner)
+        for record in self._store.records():
+            for address in (interface.ip for interface in record.lease.addresses) if record.lease else ():
+                if self._is_ours(address, record.driver) and address not in self._owners:
+                    db.execute(_OWN, (self.name, str(address), str(record.key)))
+                    self._own(address, str(record.key))
+
+    def _own(self, address: IPAddress, owner: str) -> None:
+        self._owners[address] = owner
+        self._owned.setdefault(owner, []).append(address)
+        self._resting.pop(address, None)
+
+    def _disown(self, address: IPAddress) -> None:
+        owner = self._owners.pop(address)
+        self._owned[owner].remove(address)
+        if not self._owned[owner]:
+            del self._owned[owner]
+
+    def _end(self, address: IPAddress, until: float) -> Statement:
+        text = str(address)
+        return (
+            Statement(_REST, (self.name, text, until)) if self._rest else Statement(_FREE, (self.name, text))
         )
-        for network, container_id, ifname, driver, lease in rows.fetchall():
-            for address in _leased(lease):
-                if self._is_ours(address, driver):
-                    db.execute(
-                        "INSERT INTO addresses (pool, address, owner) VALUES (?, ?, ?) "
-                        "ON CONFLICT DO UPDATE SET owner=excluded.owner WHERE owner IS NULL",
-                        (self.name, str(address), f"{network}/{container_id}/{ifname}"),
-                    )
+
+    def _write(self, changes: Sequence[Statement]) -> None:
+        """All of them or none. Not durable, see above."""
+        if len(changes) == 1:
+            self._store.write(changes[0], durable=False)
+        elif changes:
+            self._store.write(lambda db: [change(db) for change in changes], durable=False)
 
 
 class AddressPool(_OwnedAddresses):
@@ -108,7 +132,7 @@ class AddressPool(_OwnedAddresses):
 
     The network address is never given out, nor the IPv4 broadcast address.
 
-    :param name: the pool's name in the store; two pools of one name would share rows.
+    :param name: the pool's name in the store; of two pools with one name only one may live.
     :param rest: seconds before an address that was given back is used again; survives a restart.
     :param clock: seconds since the epoch. When it jumps back, an address rests at most ``rest`` from now.
     :param reserve: addresses of the CIDR that belong to somebody else.
@@ -125,10 +149,10 @@ class AddressPool(_OwnedAddresses):
         reserve: Iterable[IPAddress] = (),
     ) -> None:
         self.cidr = cidr
-        self._reserved = {int(address) - int(cidr.network_address) for address in reserve if address in cidr}
+        self._reserved = {address for address in reserve if address in cidr}
         self._first = 1 if cidr.prefixlen < cidr.max_prefixlen - 1 else 0
         broadcast = isinstance(cidr, IPv4Network) and self._first
-        self._end = cidr.num_addresses - (1 if broadcast else 0)
+        self._stop = cidr.num_addresses - (1 if broadcast else 0)
         self._next = self._first
         super().__init__(store, name, rest=rest, clock=clock)
 
@@ -137,54 +161,58 @@ class AddressPool(_OwnedAddresses):
 
         :raises NoAddress: every address is owned or rests.
         """
-        found = self._store.write(lambda db: self._allocate(db, owner), durable=False)
-        if isinstance(found, NoAddress):
-            raise found  # only now: raised in the transaction it would undo what that did about the clock
-        return found
-
-    def _allocate(self, db: sqlite3.Connection, owner: str) -> IPAddress | NoAddress:
-        row = db.execute(
-            "SELECT address FROM addresses WHERE pool=? AND owner=?", (self.name, owner)
-        ).fetchone()
-        if row:
-            return ip_address(row[0])
-        now = self._clock()
-        # By itself SQLite would look through all rows of the pool.
-        table, unowned = "addresses INDEXED BY addresses_by_owner", "pool=? AND owner IS NULL AND rests_until"
-        db.execute(f"DELETE FROM {table} WHERE {unowned}<=?", (self.name, now))
-        db.execute(  # the clock has jumped back
-            f"UPDATE {table} SET rests_until=? WHERE {unowned}>?",
-            (now + self._rest, self.name, now + self._rest),
-        )
-        offset = self._free_offset(db)
-        if offset is None:
-            rows = db.execute("SELECT address, owner FROM addresses WHERE pool=?", (self.name,)).fetchall()
-            inside = [owner for address, owner in rows if ip_address(address) in self.cidr]
-            resting = inside.count(None)
-            owned = len(inside) - resting
-            return NoAddress(
-                f"no address is free in {self.cidr}: {owned} are owned by pods and {resting} rest for up to "
-                f"{self._rest:g} s after their last use; delete pods or give the node a larger CIDR"
-            )
-        self._next = offset + 1
-        address = self.cidr.network_address + offset
-        db.execute(
-            "INSERT INTO addresses (pool, address, owner) VALUES (?, ?, ?)", (self.name, str(address), owner)
-        )
+        with self._lock:
+            if owned := self._owned.get(owner):
+                return owned[0]
+            changes = self._look_at_rests(self._clock())
+            address = self._find_free()
+            if address is not None:
+                self._own(address, owner)
+                changes.append(Statement(_OWN, (self.name, str(address), owner)))
+        try:
+            self._write(changes)
+        except BaseException:
+            if address is not None:
+                with self._lock:
+                    self._disown(address)
+            raise
+        if address is None:
+            raise NoAddress(self._why_none())
         return address
 
-    def _free_offset(self, db: sqlite3.Connection) -> int | None:
+    def _look_at_rests(self, now: float) -> list[Statement]:
+        """End the rests that are over, also on disk: the clock may jump back. Shorten those it has made too
+        long."""
+        changes = []
+        latest = now + self._rest
+        for address, until in [*self._resting.items()]:
+            if until <= now:
+                del self._resting[address]
+                changes.append(Statement(_FREE, (self.name, str(address))))
+            elif until > latest:
+                self._resting[address] = latest
+        if any(until == latest for until in self._resting.values()):
+            changes.append(Statement(_SHORTEN, (latest, self.name, latest)))
+        return changes
+
+    def _find_free(self) -> IPAddress | None:
         # Going on after the last one given keeps an address out of use for longer than its rest demands.
-        start = self._next if self._first <= self._next < self._end else self._first
-        for offset in chain(range(start, self._end), range(self._first, start)):
-            if offset in self._reserved:
-                continue
-            address = str(self.cidr.network_address + offset)
-            if not db.execute(
-                "SELECT 1 FROM addresses WHERE pool=? AND address=?", (self.name, address)
-            ).fetchone():
-                return offset
+        start = self._next if self._first <= self._next < self._stop else self._first
+        for offset in chain(range(start, self._stop), range(self._first, start)):
+            address = self.cidr.network_address + offset
+            if address not in self._owners and address not in self._resting and address not in self._reserved:
+                self._next = offset + 1
+                return address
         return None
+
+    def _why_none(self) -> str:
+        with self._lock:
+            owned = sum(address in self.cidr for address in self._owners)
+            resting = sum(address in self.cidr for address in self._resting)
+        return (
+            f"no address is free in {self.cidr}: {owned} are owned by pods and {resting} rest for up to "
+            f"{self._rest:g} s after their last use; delete pods or give the node a larger CIDR"
+        )
 
     def _is_ours(self, address: IPAddress, driver: str) -> bool:
         return address.version == self.cidr.version and address in self.cidr
@@ -204,27 +232,20 @@ class GivenAddresses(_OwnedAddresses):
 
         :raises NoAddress: one is still somebody else's; nothing has changed.
         """
-        wanted = [str(address) for address in addresses]
-
-        def change(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM addresses WHERE pool=? AND owner IS NULL", (self.name,))
+        with self._lock:
+            wanted = [address for address in addresses if self._owners.get(address) != owner]
             for address in wanted:
-                row = db.execute(
-                    "SELECT owner FROM addresses WHERE pool=? AND address=?", (self.name, address)
-                ).fetchone()
-                if row and row[0] != owner:
-                    raise NoAddress(f"address {address} is still that of {row[0]}, which is being taken down")
-                db.execute(
-                    "INSERT OR IGNORE INTO addresses (pool, address, owner) VALUES (?, ?, ?)",
-                    (self.name, address, owner),
-                )
-
-        self._store.write(change, durable=False)
+                if other := self._owners.get(address):
+                    raise NoAddress(f"address {address} is still that of {other}, which is being taken down")
+            for address in wanted:
+                self._own(address, owner)
+        try:
+            self._write([Statement(_OWN, (self.name, str(address), owner)) for address in wanted])
+        except BaseException:
+            with self._lock:
+                for address in wanted:
+                    self._disown(address)
+            raise
 
     def _is_ours(self, address: IPAddress, driver: str) -> bool:
         return driver == self.name
-
-
-def _leased(lease: str) -> list[IPAddress]:
-    """The addresses in a lease as the journal holds it."""
-    return [ip_address(text.partition("/")[0]) for text in json.loads(lease)["addresses"]]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
-from terway_core.database import Database
+from terway_core.database import Database, Statement
 from terway_core.errors import StoreError
 from terway_core.record import COLUMNS, Record, State, decode, encode, encode_rest
 from terway_core.types import Attachment, AttachmentKey
@@ -33,16 +33,23 @@ CREATE TABLE IF NOT EXISTS addresses (
     pool TEXT NOT NULL, address TEXT NOT NULL, owner TEXT, rests_until REAL NOT NULL DEFAULT 0,
     PRIMARY KEY (pool, address)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS addresses_by_owner ON addresses (pool, owner);
 """
-# Version 1 also had the pod's name in columns of their own.
-_FROM_1 = "ALTER TABLE attachments RENAME TO attachments_1;"
+# Version 1 also had the pod's name in columns of their own, and looked for an address by its owner.
+_FROM_1 = "ALTER TABLE attachments RENAME TO attachments_1; DROP INDEX IF EXISTS addresses_by_owner;"
 _FROM_1_ROWS = f"""
 INSERT INTO attachments (network, container_id, ifname, {COLUMNS})
     SELECT network, container_id, ifname, {COLUMNS} FROM attachments_1;
 DROP TABLE attachments_1;
 """
 _WHERE_KEY = "WHERE network=? AND container_id=? AND ifname=?"
+_INSERT = (
+    f"INSERT OR REPLACE INTO attachments (network, container_id, ifname, {COLUMNS}) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_UPDATE = (
+    "UPDATE attachments SET driver=?, state=?, created=?, netns_id=?, lease=?, wiring=?, problem=? "
+    f"{_WHERE_KEY}"
+)
 #: Namespace, name, and the interface's.
 _PodName = tuple[str, str, str]
 
@@ -68,19 +75,10 @@ class Store(Database):
         key = record.key
         known = self._records.get(key)
         if known and known.attachment is record.attachment:
-            self.execute(
-                "UPDATE attachments SET driver=?, state=?, created=?, netns_id=?, lease=?, wiring=?, "
-                f"problem=? {_WHERE_KEY}",
-                (*encode_rest(record), key.network, key.container_id, key.ifname),
-                durable=durable,
-            )
+            change = Statement(_UPDATE, (*encode_rest(record), *key))
         else:
-            self.execute(
-                f"INSERT OR REPLACE INTO attachments (network, container_id, ifname, {COLUMNS}) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (key.network, key.container_id, key.ifname, *encode(record)),
-                durable=durable,
-            )
+            change = Statement(_INSERT, (*key, *encode(record)))
+        self.write(change, durable=durable)
         self._remember(record)
 
     def advance(self, record: Record, state: State, *, problem: str = "") -> Record:
@@ -89,24 +87,16 @@ class Store(Database):
         The rest of the row stays, but for the wiring of one that is releasing: that is gone by then, and what
         looks like it belongs to somebody else.
         """
-        key = record.key
         releasing = state is State.RELEASING
-        self.execute(
-            f"UPDATE attachments SET state=?, problem=?{', wiring=NULL' if releasing else ''} {_WHERE_KEY}",
-            (state.value, problem, key.network, key.container_id, key.ifname),
-            durable=False,
-        )
+        sql = f"UPDATE attachments SET state=?, problem=?{', wiring=NULL' if releasing else ''} {_WHERE_KEY}"
+        self.write(Statement(sql, (state.value, problem, *record.key)), durable=False)
         record = replace(record, state=state, problem=problem, wiring=None if releasing else record.wiring)
         self._remember(record)
         return record
 
     def remove(self, key: AttachmentKey) -> None:
         """The attachment is gone. Not durable: a row that comes back is one whose pod a power cut ended."""
-        self.execute(
-            f"DELETE FROM attachments {_WHERE_KEY}",
-            (key.network, key.container_id, key.ifname),
-            durable=False,
-        )
+        self.write(Statement(f"DELETE FROM attachments {_WHERE_KEY}", key), durable=False)
         with self._lock:
             self._forget(key)
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from terway_core.wiring.objects import (
     IPAddress,
@@ -61,8 +61,7 @@ class Pod:
         return f"{self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class AttachmentKey:
+class AttachmentKey(NamedTuple):
     """What the CNI specification identifies an attachment by (SPEC.md, "Parameters")."""
 
     network: str

@@ -33,7 +33,6 @@ BURST, AT_ONCE = 110, 16
 #: Seconds after which new links no longer solicit routers and report groups, for which the kernel takes the
 #: same lock as for new ones (MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL of RFC 4861).
 SETTLED = 15
-INSERT = "INSERT OR REPLACE INTO addresses (pool, address, owner) VALUES ('pool', ?, ?)"
 Times = dict[tuple[str, str], list[float]]
 
 
@@ -123,10 +122,10 @@ def address_pool(folder: Path, size: int) -> dict[int, float]:
     """Median of allocating and giving back an address, by how many are owned."""
     found = {}
     store = Store(folder / "pool.db")
-    pool = AddressPool(store, "pool", ip_network("10.0.0.0/16"), rest=0, clock=time.time)
     for owned in (10, size):
-        rows = [(str(ip_address("10.0.0.1") + n), f"owner-{n}") for n in range(owned)]
-        store.write(lambda db, rows=rows: db.executemany(INSERT, rows))
+        pool = AddressPool(store, f"pool of {owned}", ip_network("10.0.0.0/16"), rest=0, clock=time.time)
+        for number in range(owned):
+            pool.allocate(f"owner-{number}")
         times = []
         for number in range(100):
             start = time.perf_counter()

@@ -602,7 +602,7 @@ def test_a_journal_of_schema_1_is_taken_over(path):
         assert len(on_file(store)) == 2
     with contextlib.closing(sqlite3.connect(path)) as db:
         names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL")}
-    assert names == {"attachments", "addresses", "addresses_by_owner"}
+    assert names == {"attachments", "addresses"}
 
 
 def test_a_newer_schema_is_refused_and_left_alone(path):
