@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from ipaddress import ip_address, ip_network
 
 from pydantic import TypeAdapter
 
+from terway_core.database import Statement
 from terway_core.eni.model import Eni, EniAddress, Holds, Limits
 from terway_core.record import State
 from terway_core.store import Store
@@ -23,6 +24,8 @@ CREATE TABLE IF NOT EXISTS eni_addresses (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS eni_facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+
+_PUT = "INSERT OR REPLACE INTO eni_addresses VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 _eni: TypeAdapter[Eni] = TypeAdapter(Eni)
 
@@ -79,8 +82,7 @@ class Ledger:
 
         :param durable: False when only whose they are has changed.
         """
-        rows = [_row(address) for address in addresses]
-        self._store.write(lambda db: _put(db, rows), durable=durable)
+        self._write_rows(_PUT, [_row(address) for address in addresses], durable=durable)
 
     def remove(self, token: str) -> None:
         """An ENI is gone, and with it its addresses."""
@@ -94,16 +96,19 @@ class Ledger:
     def remove_addresses(self, addresses: Iterable[IPAddress]) -> None:
         """Addresses are no longer ours."""
         rows = [(str(address),) for address in addresses]
-        self._store.write(lambda db: db.executemany("DELETE FROM eni_addresses WHERE address=?", rows))
+        self._write_rows("DELETE FROM eni_addresses WHERE address=?", rows)
 
-    def give_back(self, owner: str, rests_until: float) -> None:
+    def give_back(self, owner: str, addresses: Iterable[IPAddress], rests_until: float) -> None:
         """The owner's addresses rest. What is somebody else's by now stays his."""
-        self._store.write(
-            lambda db: db.execute(
-                "UPDATE eni_addresses SET owner='', rests_until=? WHERE owner=?", (rests_until, owner)
-            ),
+        self._write_rows(
+            "UPDATE eni_addresses SET owner='', rests_until=? WHERE address=? AND owner=?",
+            [(rests_until, str(address), owner) for address in addresses],
             durable=False,
         )
+
+    def _write_rows(self, sql: str, rows: Sequence[Sequence[object]], *, durable: bool = True) -> None:
+        change = Statement(sql, rows[0]) if len(rows) == 1 else lambda db: db.executemany(sql, rows)
+        self._store.write(change, durable=durable)
 
     def journalled(self) -> dict[str, tuple[IPAddress, ...]]:
         """Owner → addresses, for each attachment in the journal; none without a lease, or when that is
@@ -170,4 +175,4 @@ def _row(address: EniAddress) -> _Row:
 
 
 def _put(db: sqlite3.Connection, rows: list[_Row]) -> None:
-    db.executemany("INSERT OR REPLACE INTO eni_addresses VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    db.executemany(_PUT, rows)

@@ -191,9 +191,8 @@ class Pool:
                 self._rows.changed.wait_for(
                     lambda: ticket.settled or self._stopping.is_set(), timeout=self._config.wait
                 )
-        with self._rows.changed:
-            self._line.leave(ticket)
-            self._quiet_since = self._clock()
+                self._line.leave(ticket)
+                self._quiet_since = self._clock()
         if ticket.grant is None:
             if self._stopping.is_set() and not ticket.hopeless:
                 raise RetryLater("the ENI pool is being stopped")

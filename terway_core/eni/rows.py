@@ -8,11 +8,11 @@ the cloud is asked to take it away.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
+from terway_core.eni.addresses import Addresses
 from terway_core.eni.ledger import Ledger
 from terway_core.eni.model import Eni, EniAddress, EniState, Use
 from terway_core.types import IPAddress, IPInterface
@@ -54,9 +54,9 @@ class Rows:
             eni.token: replace(eni, since=min(eni.since, now), rests_until=min(eni.rests_until, latest))
             for eni in enis
         }
-        self.addresses: dict[IPAddress, EniAddress] = {
-            row.address: replace(row, rests_until=min(row.rests_until, latest)) for row in addresses
-        }
+        self.addresses = Addresses(
+            replace(row, rests_until=min(row.rests_until, latest)) for row in addresses
+        )
 
     def of(self, token: str) -> list[EniAddress]:
         """The addresses of one ENI."""
@@ -86,7 +86,7 @@ class Rows:
             for eni in self.enis.values():
                 if eni.owner == owner:
                     return Grant(eni, tuple(self.of(eni.token)))
-            mine = tuple(address for address in self.addresses.values() if address.owner == owner)
+            mine = self.addresses.of_owner(owner)
             return Grant(self.enis[mine[0].token], mine) if mine else None
 
     def grant(self, owner: str, use: Use, now: float) -> Grant | None:
@@ -110,7 +110,7 @@ class Rows:
                 if grant.eni.owner:
                     self.enis[grant.eni.token] = replace(self.enis[grant.eni.token], owner="")
                 for address in grant.addresses:
-                    self.addresses[address.address] = replace(self.addresses[address.address], owner="")
+                    self.addresses.put(replace(self.addresses[address.address], owner=""))
                 self.notify()
             raise
 
@@ -123,15 +123,15 @@ class Rows:
             enis = [eni for eni in self.enis.values() if eni.owner == owner]
             for eni in enis:
                 self._put(replace(eni, owner="", rests_until=rests_until))
-            mine = [address for address, row in self.addresses.items() if row.owner == owner]
+            mine = [row.address for row in self.addresses.of_owner(owner)]
         if not mine:
             return bool(enis)
         # Without the lock: releases that come together are one write, and no grant waits for the disk.
-        self._ledger.give_back(owner, rests_until)
+        self._ledger.give_back(owner, mine, rests_until)
         with self.changed:
             for address in mine:
                 if (row := self.addresses[address]).owner == owner:
-                    self.addresses[address] = replace(row, owner="", rests_until=rests_until)
+                    self.addresses.put(replace(row, owner="", rests_until=rests_until))
             self.notify(urgent=False)
         return True
 
@@ -224,7 +224,7 @@ class Rows:
             self._ledger.remove(token)
             del self.enis[token]
             for address in [a.address for a in self.addresses.values() if a.token == token]:
-                del self.addresses[address]
+                self.addresses.drop(address)
             self.notify()
 
     def remove_addresses(self, token: str, addresses: Iterable[IPAddress]) -> None:
@@ -234,7 +234,7 @@ class Rows:
             gone = [one for one in addresses if one in known and known[one].token == token]
             self._ledger.remove_addresses(gone)
             for address in gone:
-                del known[address]
+                known.drop(address)
             self.notify()
 
     def _new(self, addresses: Iterable[EniAddress]) -> list[EniAddress]:
@@ -250,12 +250,14 @@ class Rows:
     def _put(self, eni: Eni, addresses: Sequence[EniAddress] = ()) -> None:
         self._ledger.put(eni, addresses)
         self.enis[eni.token] = eni
-        self.addresses.update((address.address, address) for address in addresses)
+        for address in addresses:
+            self.addresses.put(address)
         self.notify()
 
     def _put_addresses(self, addresses: Sequence[EniAddress]) -> None:
         self._ledger.put_addresses(addresses)
-        self.addresses.update((address.address, address) for address in addresses)
+        for address in addresses:
+            self.addresses.put(address)
         self.notify()
 
     def _grant_eni(self, owner: str, now: float) -> Grant | None:
@@ -274,25 +276,16 @@ class Rows:
     def _grant_address(self, owner: str, now: float) -> Grant | None:
         """One address of each family from one ENI, the fullest first: what is spread thin cannot be given
         back. Of an ENI's free addresses the one that has rested longest."""
-        used: Counter[str] = Counter()
-        rested: dict[tuple[str, int], EniAddress] = {}  # by ENI and family
-        for row in self.addresses.values():
-            if row.owner:
-                used[row.token] += 1
-            elif row.free(now):
-                key = row.token, row.address.version
-                if key not in rested or row.rests_until < rested[key].rests_until:
-                    rested[key] = row
-        serving = [
-            eni
-            for eni in self.enis.values()
-            if eni.use == "shared" and eni.state is EniState.READY
-            if all((eni.token, family) in rested for family in self._families)
-        ]
+        serving = []
+        for eni in self.enis.values():
+            if eni.use == "shared" and eni.state is EniState.READY:
+                chosen = [self.addresses.longest_rested(eni.token, family, now) for family in self._families]
+                if all(chosen):
+                    serving.append((eni, chosen))
         if not serving:
             return None
-        eni = max(serving, key=lambda eni: used[eni.token])
-        chosen = [rested[eni.token, family] for family in self._families]
-        taken = tuple(replace(address, owner=owner) for address in chosen)
-        self.addresses.update((address.address, address) for address in taken)
+        eni, chosen = max(serving, key=lambda one: self.addresses.used[one[0].token])
+        taken = tuple(replace(address, owner=owner) for address in chosen if address)
+        for address in taken:
+            self.addresses.put(address)
         return Grant(eni, taken)
