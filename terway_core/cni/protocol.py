@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from terway_core.cni.environment import (
@@ -172,6 +173,8 @@ def version_result(cni_version: str) -> dict[str, Any]:
     return {"cniVersion": cni_version, "supportedVersions": list(SUPPORTED_VERSIONS)}
 
 
+# Most pods of a node come with the same one. Nobody changes what it returns.
+@lru_cache(maxsize=8)
 def _parse_config(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_INPUT:
         raise UndecodableInput(f"the network configuration has {len(data)} bytes; {MAX_INPUT} are the limit")

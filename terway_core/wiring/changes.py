@@ -68,13 +68,14 @@ def apply_objects(
     :raises WiringError: a link is missing, or the kernel refused something; the rest was made all the same.
     """
     ordered = sorted((obj for obj in objects if type(obj) in _RANK), key=lambda obj: _RANK[type(obj)])
+    needed = [_needed_links(obj) for obj in ordered]
     indices = dict(known or {})
-    needed = dict.fromkeys(name for obj in ordered for name in _needed_links(obj) if name not in indices)
-    indices |= {name: link.index for name, link in sock.links(list(needed)).items()}
+    unknown = dict.fromkeys(name for names in needed for name in names if name not in indices)
+    indices |= {name: link.index for name, link in sock.links(list(unknown)).items()}
     messages = []
     with ExitStack() as programs:
-        for obj in ordered:
-            for name in _needed_links(obj):
+        for obj, names in zip(ordered, needed, strict=True):
+            for name in names:
                 if name not in indices:
                     raise WiringError(
                         f"{describe(obj)} cannot be made on the {where}: there is no link {name}"
@@ -200,8 +201,9 @@ def brought_up(children: Sequence[Ipvlan]) -> list[LinkUp]:
 
 
 def _needed_links(obj: WiringObject) -> list[str]:
-    names = [device(obj), obj.to if isinstance(obj, Redirect) else ""]
-    return [name for name in names if name]
+    name = device(obj)
+    names = [name] if name else []
+    return [*names, obj.to] if isinstance(obj, Redirect) and obj.to else names
 
 
 def belongs_to(link: LinkInfo, owner: str) -> bool:

@@ -170,6 +170,8 @@ class NetlinkSocket:
         A message that fails does not keep the kernel from doing those after it.
         """
         replies: list[Reply] = []
+        if not messages:
+            return replies
         with _trouble_told():
             for start in range(0, len(messages), BATCH):
                 replies += self._exchange(messages[start : start + BATCH])
