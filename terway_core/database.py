@@ -17,7 +17,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,15 +35,18 @@ CHECKPOINT_PAUSE, CHECKPOINT_ATTEMPTS = 0.05, 100
 LONGEST_LOG = 10_000
 
 
-@dataclass(frozen=True, slots=True)
 class Statement:
-    """A change of one statement, which needs no transaction of its own. Its result is the number of rows."""
+    """A change that is one statement, for one row of values or several. With one it needs no transaction."""
 
-    sql: str
-    values: Sequence[object]
+    def __init__(self, sql: str, *rows: Sequence[object]) -> None:
+        self.sql = sql
+        self.rows = rows
 
-    def __call__(self, db: sqlite3.Connection) -> int:
-        return db.execute(self.sql, self.values).rowcount
+    def __call__(self, db: sqlite3.Connection) -> None:
+        if len(self.rows) == 1:
+            db.execute(self.sql, self.rows[0])
+        else:
+            db.executemany(self.sql, self.rows)
 
 
 class _Change:
@@ -178,8 +180,8 @@ class Database:
             self._checkpoint.start()
 
     def _write_alone(self, db: sqlite3.Connection, change: _Change) -> None:
-        if isinstance(change.function, Statement):
-            change.result = change.function(db)
+        if isinstance(change.function, Statement) and len(change.function.rows) == 1:
+            change.function(db)
             return
         db.execute("BEGIN IMMEDIATE")
         change.result = change.function(db)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, ip_address
 from itertools import chain
 
@@ -28,7 +28,6 @@ __all__ = ["AddressPool", "GivenAddresses"]
 _OWN = "INSERT OR REPLACE INTO addresses (pool, address, owner) VALUES (?, ?, ?)"
 _REST = "INSERT OR REPLACE INTO addresses (pool, address, rests_until) VALUES (?, ?, ?)"
 _FREE = "DELETE FROM addresses WHERE pool=? AND address=?"
-_SHORTEN = "UPDATE addresses SET rests_until=? WHERE pool=? AND owner IS NULL AND rests_until>?"
 
 
 class _OwnedAddresses(ABC):
@@ -51,7 +50,12 @@ class _OwnedAddresses(ABC):
             addresses = tuple(self._owned.get(owner, ()))
         if addresses:
             until = self._clock() + self._rest
-            self._write([self._end(address, until) for address in addresses])
+            texts = [str(address) for address in addresses]
+            if self._rest:
+                change = Statement(_REST, *((self.name, text, until) for text in texts))
+            else:
+                change = Statement(_FREE, *((self.name, text) for text in texts))
+            self._store.write(change, durable=False)
             with self._lock:
                 for address in addresses:
                     self._disown(address)
@@ -113,19 +117,6 @@ class _OwnedAddresses(ABC):
         if not self._owned[owner]:
             del self._owned[owner]
 
-    def _end(self, address: IPAddress, until: float) -> Statement:
-        text = str(address)
-        return (
-            Statement(_REST, (self.name, text, until)) if self._rest else Statement(_FREE, (self.name, text))
-        )
-
-    def _write(self, changes: Sequence[Statement]) -> None:
-        """All of them or none. Not durable, see above."""
-        if len(changes) == 1:
-            self._store.write(changes[0], durable=False)
-        elif changes:
-            self._store.write(lambda db: [change(db) for change in changes], durable=False)
-
 
 class AddressPool(_OwnedAddresses):
     """The addresses of ``cidr``, each with at most one owner.
@@ -169,8 +160,13 @@ class AddressPool(_OwnedAddresses):
             if address is not None:
                 self._own(address, owner)
                 changes.append(Statement(_OWN, (self.name, str(address), owner)))
+
+        def change_all(db: sqlite3.Connection) -> None:
+            for change in changes:
+                change(db)
+
         try:
-            self._write(changes)
+            self._store.write(changes[0] if len(changes) == 1 else change_all, durable=False)
         except BaseException:
             if address is not None:
                 with self._lock:
@@ -185,14 +181,16 @@ class AddressPool(_OwnedAddresses):
         long."""
         changes = []
         latest = now + self._rest
-        for address, until in [*self._resting.items()]:
-            if until <= now:
-                del self._resting[address]
-                changes.append(Statement(_FREE, (self.name, str(address))))
-            elif until > latest:
-                self._resting[address] = latest
-        if any(until == latest for until in self._resting.values()):
-            changes.append(Statement(_SHORTEN, (latest, self.name, latest)))
+        over = [address for address, until in self._resting.items() if until <= now]
+        long = [address for address, until in self._resting.items() if until > latest]
+        for address in over:
+            del self._resting[address]
+        for address in long:
+            self._resting[address] = latest
+        if over:
+            changes.append(Statement(_FREE, *((self.name, str(address)) for address in over)))
+        if long:
+            changes.append(Statement(_REST, *((self.name, str(address), latest) for address in long)))
         return changes
 
     def _find_free(self) -> IPAddress | None:
@@ -240,7 +238,8 @@ class GivenAddresses(_OwnedAddresses):
             for address in wanted:
                 self._own(address, owner)
         try:
-            self._write([Statement(_OWN, (self.name, str(address), owner)) for address in wanted])
+            rows = [(self.name, str(address), owner) for address in wanted]
+            self._store.write(Statement(_OWN, *rows), durable=False)
         except BaseException:
             with self._lock:
                 for address in wanted:

@@ -8,6 +8,7 @@ file.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -87,12 +88,24 @@ class Store(Database):
         The rest of the row stays, but for the wiring of one that is releasing: that is gone by then, and what
         looks like it belongs to somebody else.
         """
+        return self.advance_all([record], state, problem=problem)[0]
+
+    def advance_all(self, records: Sequence[Record], state: State, *, problem: str = "") -> list[Record]:
+        """The same for many: all of them or none."""
+        if not records:
+            return []
         releasing = state is State.RELEASING
         sql = f"UPDATE attachments SET state=?, problem=?{', wiring=NULL' if releasing else ''} {_WHERE_KEY}"
-        self.write(Statement(sql, (state.value, problem, *record.key)), durable=False)
-        record = replace(record, state=state, problem=problem, wiring=None if releasing else record.wiring)
-        self._remember(record)
-        return record
+        self.write(
+            Statement(sql, *((state.value, problem, *record.key) for record in records)), durable=False
+        )
+        advanced = [
+            replace(record, state=state, problem=problem, wiring=None if releasing else record.wiring)
+            for record in records
+        ]
+        for record in advanced:
+            self._remember(record)
+        return advanced
 
     def remove(self, key: AttachmentKey) -> None:
         """The attachment is gone. Not durable: a row that comes back is one whose pod a power cut ended."""

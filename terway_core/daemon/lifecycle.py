@@ -12,9 +12,10 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from terway_core.batcher import Batcher
 from terway_core.cni.protocol import Request, result
 from terway_core.daemon.queue import Cancellation, SandboxLocks
 from terway_core.daemon.shared import SharedObjects
@@ -30,7 +31,7 @@ from terway_core.errors import (
 from terway_core.record import Record, State
 from terway_core.registry import Drivers
 from terway_core.store import Store
-from terway_core.types import Attachment, AttachmentKey, Node
+from terway_core.types import Attachment, AttachmentKey, Node, Wiring
 from terway_core.wiring.engine import Engine, needs_pod
 from terway_core.wiring.inspect import diff
 from terway_core.wiring.netns import Namespace, NamespaceGone
@@ -76,6 +77,7 @@ class Lifecycle:
         with Namespace.current() as host:
             self._host = host.identity
         self._locks = SandboxLocks()
+        self._unwirings = Batcher(self._unwire_all)
         self._adding_guard = threading.Lock()
         self._adding: defaultdict[AttachmentKey, list[Cancellation]] = defaultdict(list)
 
@@ -272,20 +274,13 @@ class Lifecycle:
         :raises TerwayError: the wiring could not be removed, or the journal not be written.
         """
         if record.state is not State.RELEASING:
-            if record.state is State.READY:
-                # Other states say already that it is not whole; and without a write a failed ADD is undone
-                # in the kernel also when the disk is full.
-                record = self._store.advance(record, State.UNWIRING)
-            if record.wiring:
-                try:
-                    with contextlib.ExitStack() as stack:
-                        pod = _pod_of(record, stack) if needs_pod(record.wiring) else None
-                        self._engine.remove(record.wiring, pod, record.owner)
-                    self._shared.release(record.key, record.wiring.node)
-                except TerwayError as error:
-                    self._store.advance(record, State.UNWIRING, problem=error.message)
-                    raise
-            record = self._store.advance(record, State.RELEASING)
+            if record.wiring and needs_pod(record.wiring):
+                record = self._unwire_in_pod(record, record.wiring)
+            unwiring = _Unwiring(record)
+            self._unwirings.do(unwiring)
+            if unwiring.problem:
+                raise unwiring.problem
+            record = unwiring.record
         try:
             self._drivers.teardown(record.driver, record.attachment, record.lease)
         except TerwayError as error:
@@ -296,6 +291,46 @@ class Lifecycle:
             self._store.advance(record, State.RELEASING, problem=error.message)
             return
         self._store.remove(record.key)
+
+    def _unwire_in_pod(self, record: Record, wiring: Wiring) -> Record:
+        if record.state is State.READY:
+            record = self._store.advance(record, State.UNWIRING)
+        try:
+            with contextlib.ExitStack() as stack:
+                if pod := _pod_of(record, stack):
+                    self._engine.remove_in_pod(wiring, pod, record.owner)
+        except TerwayError as error:
+            self._store.advance(record, State.UNWIRING, problem=error.message)
+            raise
+        return record
+
+    def _unwire_all(self, batch: Sequence[_Unwiring]) -> None:
+        """What is left to do on the host, for all who meet: to delete many links takes hardly longer."""
+        # Other states say already that it is not whole; and without a write a failed ADD is undone in the
+        # kernel also when the disk is full.
+        self._advance_all([one for one in batch if one.record.state is State.READY], State.UNWIRING)
+        wired = [(one, one.record.wiring) for one in batch if one.record.wiring and not one.problem]
+        problems = self._engine.remove_on_host([(wiring, one.record.owner) for one, wiring in wired])
+        for (one, wiring), problem in zip(wired, problems, strict=True):
+            try:
+                if problem:
+                    raise problem
+                self._shared.release(one.record.key, wiring.node)
+            except TerwayError as error:
+                one.problem = error
+                with contextlib.suppress(TerwayError):  # what went wrong first counts
+                    self._store.advance(one.record, State.UNWIRING, problem=error.message)
+        self._advance_all([one for one in batch if not one.problem], State.RELEASING)
+
+    def _advance_all(self, batch: Sequence[_Unwiring], state: State) -> None:
+        try:
+            records = self._store.advance_all([one.record for one in batch], state)
+        except TerwayError as error:
+            for one in batch:
+                one.problem = error
+        else:
+            for one, record in zip(batch, records, strict=True):
+                one.record = record
 
     def is_busy(self, attachment: Attachment) -> bool:
         """Somebody works on the attachment's sandbox, or waits for a turn."""
@@ -336,6 +371,14 @@ class Lifecycle:
         if pod.name:
             names.append(f"pod {pod}")
         return names
+
+
+@dataclass
+class _Unwiring:
+    """An attachment whose wiring is being taken away, and why that failed."""
+
+    record: Record
+    problem: TerwayError | None = None
 
 
 def _attachment(request: Request) -> Attachment:

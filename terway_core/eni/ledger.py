@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from ipaddress import ip_address, ip_network
 
@@ -82,7 +82,7 @@ class Ledger:
 
         :param durable: False when only whose they are has changed.
         """
-        self._write_rows(_PUT, [_row(address) for address in addresses], durable=durable)
+        self._store.write(Statement(_PUT, *map(_row, addresses)), durable=durable)
 
     def remove(self, token: str) -> None:
         """An ENI is gone, and with it its addresses."""
@@ -96,19 +96,13 @@ class Ledger:
     def remove_addresses(self, addresses: Iterable[IPAddress]) -> None:
         """Addresses are no longer ours."""
         rows = [(str(address),) for address in addresses]
-        self._write_rows("DELETE FROM eni_addresses WHERE address=?", rows)
+        self._store.write(Statement("DELETE FROM eni_addresses WHERE address=?", *rows))
 
     def give_back(self, owner: str, addresses: Iterable[IPAddress], rests_until: float) -> None:
         """The owner's addresses rest. What is somebody else's by now stays his."""
-        self._write_rows(
-            "UPDATE eni_addresses SET owner='', rests_until=? WHERE address=? AND owner=?",
-            [(rests_until, str(address), owner) for address in addresses],
-            durable=False,
-        )
-
-    def _write_rows(self, sql: str, rows: Sequence[Sequence[object]], *, durable: bool = True) -> None:
-        change = Statement(sql, rows[0]) if len(rows) == 1 else lambda db: db.executemany(sql, rows)
-        self._store.write(change, durable=durable)
+        sql = "UPDATE eni_addresses SET owner='', rests_until=? WHERE address=? AND owner=?"
+        rows = [(rests_until, str(address), owner) for address in addresses]
+        self._store.write(Statement(sql, *rows), durable=False)
 
     def journalled(self) -> dict[str, tuple[IPAddress, ...]]:
         """Owner → addresses, for each attachment in the journal; none without a lease, or when that is

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from terway_core.errors import WiringError
@@ -58,6 +59,8 @@ class Engine:
         self._home = host or Namespace.current()
         self._socket = NetlinkSocket(host)
         self._lock = threading.Lock()
+        # The index of a link by its name and owner. No other link will have it, so it need not be looked up.
+        self._made: dict[tuple[str, str], int] = {}
         self._reaper = LinkReaper(host)
 
     def close(self) -> None:
@@ -173,7 +176,9 @@ class Engine:
             raise_for(veth, reply, "host")
             if (link := links.get(veth.name)) and (peer := link.peer):
                 inside |= {veth.peer: peer, "lo": LOOPBACK}
-        return {name: link.index for name, link in links.items()}, inside
+        outside = {name: link.index for name, link in links.items()}
+        self._made |= {(name, owner): index for name, index in outside.items()}
+        return outside, inside
 
     def _parents(self, children: Sequence[Ipvlan]) -> dict[Ipvlan, int]:
         """The index of each one's parent."""
@@ -221,15 +226,49 @@ class Engine:
         :param pod: the pod's namespace, None when it no longer exists.
         :raises WiringError: the kernel refused to take something away.
         """
-        veths = [obj.name for obj in wiring.host if isinstance(obj, Veth)]
-        rest = [obj for obj in wiring.host if _outlives(obj, {*veths})]
+        if pod:
+            self.remove_in_pod(wiring, pod, owner)
+        (problem,) = self.remove_on_host([(wiring, owner)])
+        if problem:
+            raise problem
+
+    def remove_in_pod(self, wiring: Wiring, pod: Namespace, owner: str) -> None:
+        """The first part of :meth:`remove`, which is nothing if all there goes with veth pairs.
+
+        :raises WiringError: the kernel refused.
+        """
         objects, moves, children = _outliving_in_pod(wiring)
-        if pod and (objects or moves or children):
+        if objects or moves or children:
             names = [name for child in children for name in (child, name_at_birth(child, owner))]
             pod.run(remove_in_pod, objects, moves, self._home.fd, names, owner)
-        with self._lock:
-            remove_objects(self._socket, rest, where="host", ours=True)
-        self._reaper.delete(veths, owner)
+
+    def remove_on_host(self, wirings: Sequence[tuple[Wiring, str]]) -> list[WiringError | None]:
+        """The second part for many wirings, each with its owner, in little more time than for one.
+
+        :returns: for each why it failed, None if it did not.
+        """
+        veths = [[obj.name for obj in wiring.host if isinstance(obj, Veth)] for wiring, _ in wirings]
+        rests = [
+            [obj for obj in wiring.host if _outlives(obj, {*names})]
+            for (wiring, _), names in zip(wirings, veths, strict=True)
+        ]
+        try:
+            with self._lock:
+                remove_objects(self._socket, chain.from_iterable(rests), where="host", ours=True)
+            owners = [owner for _, owner in wirings]
+            self._delete_links(
+                {name: owner for names, owner in zip(veths, owners, strict=True) for name in names}
+            )
+        except WiringError as error:
+            if len(wirings) == 1:
+                return [error]
+            return [self.remove_on_host([one])[0] for one in wirings]  # which of them it was
+        return [None] * len(wirings)
+
+    def _delete_links(self, owners: Mapping[str, str]) -> None:
+        made = {name: self._made.pop((name, owner), 0) for name, owner in owners.items()}
+        others = {name: owner for name, owner in owners.items() if not made[name]}
+        self._reaper.delete([index for index in made.values() if index], others)
 
     def remove_shared(self, objects: Iterable[WiringObject]) -> None:
         """Take away shared objects that nobody declares any more."""
@@ -239,11 +278,11 @@ class Engine:
             for obj in objects:
                 if isinstance(obj, Masquerade):
                     self._on_host(nft.delete_masquerade, obj)
-        self._reaper.delete([obj.name for obj in objects if isinstance(obj, Ipvlan)], "")
+        self._reaper.delete((), {obj.name: "" for obj in objects if isinstance(obj, Ipvlan)})
 
     def delete_link(self, index: int) -> None:
         """Delete one host link by its index; one that is gone is forgiven."""
-        self._reaper.delete_indices([index])
+        self._reaper.delete([index])
 
     def _on_host(self, function: Callable[..., T], *args: object) -> T:
         return self._host.run(function, *args) if self._host else function(*args)

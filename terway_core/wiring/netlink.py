@@ -9,6 +9,7 @@ and filters are in :mod:`terway_core.wiring.tc`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import select
@@ -45,7 +46,7 @@ NLM_F_DUMP, NLM_F_DUMP_INTR = 0x300, 0x10
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 
-RTMGRP_LINK = 1
+RTMGRP_LINK, SO_ATTACH_FILTER = 1, 26
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -272,7 +273,7 @@ class NetlinkSocket:
 
 
 class LinkNews:
-    """Listens to what becomes of a namespace's links, from its construction on."""
+    """Listens to which of a namespace's links are deleted, from its construction on."""
 
     def __init__(self, namespace: Namespace | None = None) -> None:
         with _trouble_told():
@@ -281,21 +282,23 @@ class LinkNews:
         self._poll.register(self._socket, select.POLLIN)
 
     def deleted(self, timeout: float) -> set[int]:
-        """Indices of links that have gone; waits for news, but at most ``timeout`` seconds."""
+        """Indices of links that have gone since the last call; waits ``timeout`` seconds for the first."""
         if not self._poll.poll(timeout * 1000):
             return set()
+        gone = set()
         try:
-            news = _split(self._socket.recv(1 << 18))
-        except OSError:  # ENOBUFS: more has happened than the buffer holds
-            return set()
-        # A bridge that loses a port says RTM_DELLINK too, of its own family.
-        gone = (body for kind, _, _, body in news if kind == RTM_DELLINK and body[0] == socket.AF_UNSPEC)
-        return {struct.unpack_from("=i", body, 4)[0] for body in gone}
+            while True:
+                news = _split(self._socket.recv(1 << 12, socket.MSG_DONTWAIT))
+                # A bridge that loses a port says RTM_DELLINK too, of its own family.
+                gone |= {
+                    struct.unpack_from("=i", body, 4)[0]
+                    for kind, _, _, body in news
+                    if kind == RTM_DELLINK and body[0] == socket.AF_UNSPEC
+                }
+        except OSError:  # EAGAIN: that was all; ENOBUFS: more has happened than the buffer holds
+            return gone
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._socket.close()
 
 
@@ -475,7 +478,17 @@ def _prepared(sock: socket.socket) -> socket.socket:
 
 
 def _listen() -> socket.socket:
+    """Hears of deletions only: before one the kernel tells twice of each end that it goes down, and whoever
+    has to listen to that keeps others from working."""
     sock = route_socket()
+    # Instructions of <linux/filter.h>: load the message's type, which is in the host's byte order, and take
+    # the message whole or not at all.
+    wanted = int.from_bytes(struct.pack("=H", RTM_DELLINK))
+    code = ((0x28, 0, 0, 4), (0x15, 0, 1, wanted), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
+    sock.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(code), ctypes.addressof(program))
+    )
     sock.bind((0, RTMGRP_LINK))
     return sock
 

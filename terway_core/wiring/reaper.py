@@ -9,22 +9,24 @@ of their own, and whoever wants a link deleted waits for the news.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Final
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from queue import SimpleQueue
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from terway_core.batcher import Batcher
 from terway_core.errors import WiringError
 from terway_core.wiring import netlink
 from terway_core.wiring.changes import belongs_to
-from terway_core.wiring.netlink import LinkNews, Message, NetlinkSocket, Reply
+from terway_core.wiring.netlink import LinkNews, Message, NetlinkSocket
 from terway_core.wiring.netns import Namespace
 
 #: Requests whose answers are awaited at the same time; what comes meanwhile is sent as one.
 SENDERS: Final = 16
 #: Seconds until a request that made no news, because the links were gone already, is looked at.
 _PATIENCE: Final = 0.005
+_NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class LinkReaper:
@@ -38,53 +40,96 @@ class LinkReaper:
     def __init__(self, host: Namespace | None) -> None:
         self._host = host
         self._socket = NetlinkSocket(host)
+        self._news = LinkNews(host)
         self._batcher = Batcher(self._delete_all)
-        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="reaper")
+        self._senders: list[_Sender] = []
+        self._idle: SimpleQueue[_Sender] = SimpleQueue()
 
     def close(self) -> None:
         """Wait for what was asked of the kernel."""
-        self._senders.shutdown()
+        for _ in self._senders:
+            self._idle.get().end()
+        self._news.close()
         self._socket.close()
 
-    def delete(self, names: Sequence[str], owner: str) -> None:
-        """Return when the links of these names are gone; those that are gone already are forgiven, and those
-        of another owner left alone.
+    def delete(self, indices: Collection[int], owners: Mapping[str, str] = _NOBODY) -> None:
+        """Return when links are gone; those that are gone already are forgiven.
 
-        :raises WiringError: the kernel did not delete them.
+        :param owners: further links, by name, each with its owner; one of another owner is left alone.
+        :raises WiringError: the kernel did not delete them, or others of the same batch.
         """
-        if names:
-            self._batcher.do(_Doomed(names=names, owner=owner))
-
-    def delete_indices(self, indices: Sequence[int]) -> None:
-        """The same for links of anybody."""
-        self._batcher.do(_Doomed(indices=indices))
+        if indices or owners:
+            self._batcher.do(_Doomed(indices, owners))
 
     def _delete_all(self, batch: Sequence[_Doomed]) -> None:
-        links = self._socket.links([name for doomed in batch for name in doomed.names])
+        owners = {name: owner for doomed in batch for name, owner in doomed.owners.items()}
+        links = self._socket.links(list(owners))
         left = {index for doomed in batch for index in doomed.indices}
-        for doomed in batch:
-            found = (links[name] for name in doomed.names if name in links)
-            left.update(link.index for link in found if belongs_to(link, doomed.owner))
+        left.update(link.index for name, link in links.items() if belongs_to(link, owners[name]))
         if not left:
             return
-        messages = [*map(netlink.doom, left), netlink.delete_doomed()]
-        with LinkNews(self._host) as news:  # listening before anything can happen
-            request = self._senders.submit(self._send, messages)
-            while left and not request.done():
-                left -= news.deleted(_PATIENCE)
-        if left and (reply := request.result()[-1]).errno not in {0, *netlink.ALREADY_GONE}:
+        sender = self._find_sender()
+        sender.begin([*map(netlink.doom, left), netlink.delete_doomed()])
+        while left and sender.outcome is None:
+            left -= self._news.deleted(_PATIENCE)
+        if not left:
+            return
+        if isinstance(sender.outcome, BaseException):
+            raise sender.outcome
+        # One that is gone already makes no news.
+        if sender.outcome not in {0, *netlink.ALREADY_GONE}:
             names = sorted(name for name, link in links.items() if link.index in left)
-            raise WiringError(
-                f"the kernel did not delete links {', '.join(names) or left}: {os.strerror(reply.errno)}"
-            )
+            reason = os.strerror(sender.outcome or 0)
+            raise WiringError(f"the kernel did not delete links {', '.join(names) or left}: {reason}")
 
-    def _send(self, messages: Sequence[Message]) -> list[Reply]:
-        with NetlinkSocket(self._host) as sock:
-            return sock.send(messages)
+    def _find_sender(self) -> _Sender:
+        """One that has nothing to do."""
+        if self._idle.empty() and len(self._senders) < SENDERS:
+            self._senders.append(_Sender(self._host, self._idle))
+        return self._idle.get()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Doomed:
-    names: Sequence[str] = ()
-    owner: str = ""
-    indices: Sequence[int] = ()
+class _Sender:
+    """A thread that sends one request after another, and waits in ``idle`` for the next.
+
+    :ivar outcome: of the last request: an errno, or what was raised; None while it is under way.
+    """
+
+    def __init__(self, host: Namespace | None, idle: SimpleQueue[_Sender]) -> None:
+        self.outcome: int | BaseException | None = None
+        self._socket = NetlinkSocket(host)
+        self._idle = idle
+        self._messages: Sequence[Message] = ()
+        self._turn = threading.Lock()
+        self._turn.acquire()
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self._thread.start()
+        idle.put(self)
+
+    def begin(self, messages: Sequence[Message]) -> None:
+        """Send a request; what counts is its last message."""
+        self.outcome, self._messages = None, messages
+        self._turn.release()
+
+    def end(self) -> None:
+        """Finish what was begun."""
+        self._messages = ()
+        self._turn.release()
+        self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        while True:
+            self._turn.acquire()
+            if not self._messages:
+                return
+            try:
+                self.outcome = self._socket.send(self._messages)[-1].errno
+            except BaseException as error:  # somebody waits for it
+                self.outcome = error
+            self._idle.put(self)
+
+
+class _Doomed(NamedTuple):
+    indices: Collection[int]
+    owners: Mapping[str, str]

@@ -182,7 +182,7 @@ def _deletions(count: int, rounds: int) -> list[float]:
                     inside.send([netlink.set_up(inside.links(["eth0"])["eth0"].index)])
             left = {link.index for link in sock.links([f"v{number}" for number in range(count)]).values()}
             messages = [*map(netlink.doom, left), netlink.delete_doomed()]
-            with LinkNews(host) as news:
+            with contextlib.closing(LinkNews(host)) as news:
                 start = time.perf_counter()
                 request = thread.submit(sock.send, messages)
                 while left and not request.done():

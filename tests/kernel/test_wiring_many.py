@@ -94,7 +94,7 @@ def test_a_link_that_is_gone_already_is_forgiven_and_the_others_go(rig, terway_n
     with NetlinkSocket(rig.host) as sock:
         index = {name: link.index for name, link in sock.links(["cali1", "cali2"]).items()}
     rig.engine.delete_link(index["cali1"])
-    rig.engine._reaper.delete_indices([index["cali1"], index["cali2"]])
+    rig.engine._reaper.delete([index["cali1"], index["cali2"]])
     with NetlinkSocket(rig.host) as sock:
         assert sock.links(["cali1", "cali2"]) == {}
 
@@ -108,5 +108,5 @@ def test_more_links_than_one_batch_holds(rig, terway_netns):
         found = sock.links(names)
         assert set(found) == set(names)
         assert len(sock.aliases()) == len(pods)
-    rig.engine._reaper.delete_indices([link.index for link in found.values()])
+    rig.engine._reaper.delete([link.index for link in found.values()])
     assert rig.engine.owners() == set()
