@@ -104,6 +104,8 @@ class Engine:
 
     def find_link(self, mac: str) -> FoundLink | None:
         """The host's link with this MAC address."""
+        if found := self._socket.known_link(mac):
+            return found
         with self._lock:
             return self._socket.find_link(mac)
 

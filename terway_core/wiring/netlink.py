@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -47,6 +48,7 @@ NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 
 RTMGRP_LINK, SO_ATTACH_FILTER = 1, 26
+SIOCGIFHWADDR, SIOCGIFINDEX = 0x8927, 0x8933  # include/uapi/linux/sockios.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -208,18 +210,29 @@ class NetlinkSocket:
 
     def find_link(self, mac: str) -> FoundLink | None:
         """The link that has this MAC address of its own, not from a parent; None when there is none."""
-        # One that was found before is mostly where it was, and a list has all pods' links.
-        if found := self._found.pop(mac, None):
-            link = self.links([found.name]).get(found.name)
-            # The same link, so of the same kind; whether it still has the address shows without parsing.
-            if link and link.index == found.index and attr(IFLA_ADDRESS, _mac(mac)) in link.message:
-                self._found[mac] = found
-                return found
+        if found := self.known_link(mac):
+            return found
+        self._found.pop(mac, None)
         for body in self._dump_links():
             link = LinkInfo(body)
             if link.has_mac(mac):
                 found = self._found[mac] = FoundLink(link.name, link.index)
         return self._found.get(mac)
+
+    def known_link(self, mac: str) -> FoundLink | None:
+        """One that :meth:`find_link` has found and that is where it was.
+
+        Any thread may ask, and need not wait for what others ask of the kernel: for this it takes no lock.
+        """
+        if found := self._found.get(mac):
+            request = struct.pack("16s24x", found.name.encode())  # struct ifreq
+            with contextlib.suppress(OSError):  # no link has that name
+                index = fcntl.ioctl(self._socket, SIOCGIFINDEX, request)[16:20]
+                address = fcntl.ioctl(self._socket, SIOCGIFHWADDR, request)[18:24]
+                # The same link, so of the same kind.
+                if (int.from_bytes(index, sys.byteorder), address) == (found.index, _mac(mac)):
+                    return found
+        return None
 
     def aliases(self) -> list[str]:
         """The aliases of all links that have one."""

@@ -208,6 +208,10 @@ def lab_mode(mode: str, folder: Path) -> Iterator[Subject]:
     ):
         config = load_config(lab.nodes[0].config, env={})
         _wait_until_warm(config)
+        if mode != "eni":
+            # The region's processes are on this machine too, unlike a real one's: what the pool asks of it
+            # while pods come and go would be measured with them.
+            ask(config.socket, "POST", "/v1/pool/holds", {"calling": True})
         yield Subject(mode, install.binary_path(config), netconf_of(config), node, config.socket)
 
 
