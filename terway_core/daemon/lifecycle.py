@@ -130,24 +130,14 @@ class Lifecycle:
             record, others = self._store.find(attachment)
             if record and record.state is State.READY and record.netns_id == pod.identity:
                 log.info("add repeated", extra={"attachment": str(attachment.key)})
-            else:
-                attachment = self._with_pod(attachment)
-                if record:
-                    self.take_down(record)
-                for other in others:
-                    log.info("sandbox replaced", extra={"attachment": str(other.key)})
-                    self.take_down(other)
-                record = self._add_new(attachment, pod, cancellation)
-        assert record.lease
-        assert record.wiring
-        return result(
-            record.attachment,
-            record.lease,
-            record.wiring,
-            request.cni_version,
-            request.prev_result,
-            request.dns,
-        )
+                return _result(request, record)
+            attachment = self._with_pod(attachment)
+            if record:
+                self.take_down(record)
+            for other in others:
+                log.info("sandbox replaced", extra={"attachment": str(other.key)})
+                self.take_down(other)
+            return self._add_new(request, attachment, pod, cancellation)
 
     def _with_pod(self, attachment: Attachment) -> Attachment:
         """The attachment with all that Kubernetes knows of its pod.
@@ -165,7 +155,9 @@ class Lifecycle:
                     return replace(attachment, pod=record.attachment.pod)
             raise
 
-    def _add_new(self, attachment: Attachment, pod: Namespace, cancellation: Cancellation) -> Record:
+    def _add_new(
+        self, request: Request, attachment: Attachment, pod: Namespace, cancellation: Cancellation
+    ) -> dict[str, Any]:
         node = self._node()
         mode = self._drivers.select(attachment.pod, node, self._order)
         if reason := self._unavailable.get(mode):
@@ -191,10 +183,12 @@ class Lifecycle:
             self._shared.need(record.key, wiring.node)
             self._engine.apply(wiring, pod, record.owner)
             cancellation.check()
+            record = self._store.advance(record, State.READY)
+            answer = _result(request, record)
             # What the runtime is told of is on disk. What the kernel does need not wait for that: a power cut
             # ends it, and a row without a namespace is taken down afterwards, ready or not.
             on_disk()
-            return self._store.advance(record, State.READY)
+            return answer
         except BaseException as error:
             try:
                 self.take_down(record)
@@ -371,6 +365,14 @@ class Lifecycle:
         if pod.name:
             names.append(f"pod {pod}")
         return names
+
+
+def _result(request: Request, record: Record) -> dict[str, Any]:
+    assert record.lease
+    assert record.wiring
+    return result(
+        record.attachment, record.lease, record.wiring, request.cni_version, request.prev_result, request.dns
+    )
 
 
 @dataclass
