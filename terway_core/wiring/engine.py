@@ -7,13 +7,16 @@ neighbours by protocol number, links by group and by an alias that names their o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
-from terway_core.errors import WiringError
+from terway_core.batcher import Batcher
+from terway_core.errors import TerwayError, WiringError
 from terway_core.wiring import netlink, nft
 from terway_core.wiring.changes import (
     ALIAS_PREFIX,
@@ -61,6 +64,7 @@ class Engine:
         self._lock = threading.Lock()
         # The index of a link by its name and owner. No other link will have it, so it need not be looked up.
         self._made: dict[tuple[str, str], int] = {}
+        self._wanted = Batcher(self._apply_all)
         self._reaper = LinkReaper(host)
 
     def close(self) -> None:
@@ -80,27 +84,45 @@ class Engine:
         :param owner: written into the links' alias, so that they can be told apart and taken in again.
         :raises WiringError: the kernel refused an object. What was made before stays: call :meth:`remove`.
         """
-        veths = [obj for obj in wiring.host if isinstance(obj, Veth)]
-        moves = [obj for obj in wiring.host if isinstance(obj, MoveLink)]
-        children = [obj for obj in wiring.pod if isinstance(obj, Ipvlan)]
-        if (veths or moves or wiring.pod) and pod is None:
+        wanted = _Wanted(wiring, pod, owner)
+        if (wanted.veths or wanted.moves or wiring.pod) and pod is None:
             raise WiringError("a wiring with pod objects needs the pod's network namespace")
+        if needs_pod(wiring):
+            self._apply([wanted])
+            return
+        self._wanted.do(wanted)
+        if wanted.problem:
+            raise wanted.problem
+
+    def _apply_all(self, batch: Sequence[_Wanted]) -> None:
+        """Veth pairs of all who meet: the kernel works at one request at a time, whoever sends it."""
+        if len(batch) > 1:
+            with contextlib.suppress(TerwayError):  # applying them again shows which of them it was
+                self._apply(batch)
+                return
+        for one in batch:
+            try:
+                self._apply([one])
+            except TerwayError as error:
+                one.problem = error
+
+    def _apply(self, batch: Sequence[_Wanted]) -> None:
         with self._lock:
-            here, inside = self._make_veths(veths, pod, owner)
-            for obj in moves:
-                self._move_in(obj, pod)
-            parents = self._parents(children)
-        if pod:
-            ends: list[WiringObject] = [LinkUp(dev=veth.peer, mtu=veth.mtu) for veth in veths]
-            ends += [LinkUp(dev=obj.name, mtu=obj.mtu) for obj in moves]
-            ends += brought_up(children)
-            apply_in_pod(pod, [*ends, *wiring.pod], parents, owner, self._send, inside)
+            here, peers = self._make_veths(batch)
+            for one in batch:
+                for obj in one.moves:
+                    self._move_in(obj, one.pod)
+            parents = [self._parents(one.children) for one in batch]
+        for one, parent_of in zip(batch, parents, strict=True):
+            if one.pod:
+                known = {veth.peer: peers[veth.name] for veth in one.veths if veth.name in peers}
+                known |= {"lo": LOOPBACK} if known else {}
+                apply_in_pod(one.pod, one.objects_in_pod(), parent_of, one.owner, self._send, known)
+        aliases = {veth.name: ALIAS_PREFIX + one.owner for one in batch for veth in one.veths}
+        objects = [obj for one in batch for obj in one.objects_on_host()]
         with self._lock:
-            ends = [LinkUp(dev=veth.name, mtu=veth.mtu) for veth in veths]
-            aliases = {veth.name: ALIAS_PREFIX + owner for veth in veths}
-            rest = [obj for obj in wiring.host if not isinstance(obj, Veth | MoveLink)]
-            self._on_host(write_sysctls, rest)
-            apply_objects(self._socket, [*ends, *rest], where="host", ours=True, aliases=aliases, known=here)
+            self._on_host(write_sysctls, objects)
+            apply_objects(self._socket, objects, where="host", ours=True, aliases=aliases, known=here)
 
     def find_link(self, mac: str) -> FoundLink | None:
         """The host's link with this MAC address."""
@@ -154,33 +176,31 @@ class Engine:
                 if isinstance(obj, Masquerade):
                     self._on_host(nft.add_masquerade, obj)
 
-    def _make_veths(
-        self, veths: Sequence[Veth], pod: Namespace | None, owner: str
-    ) -> tuple[dict[str, int], dict[str, int]]:
-        """Indices of links by name: of the host's ends, and of what is known to be in the pod."""
-        inside: dict[str, int] = {}
-        if not veths or pod is None:
-            return {}, inside
-        names = [veth.name for veth in veths]
-        making = [netlink.new_veth(veth, pod.fd) for veth in veths]
+    def _make_veths(self, batch: Sequence[_Wanted]) -> tuple[dict[str, int], dict[str, int]]:
+        """Indices by the names of the host's ends: their own, and those of their peers as far as known."""
+        wanted = [(veth, one.owner, one.pod.fd) for one in batch if one.pod for veth in one.veths]
+        if not wanted:
+            return {}, {}
+        names = [veth.name for veth, _, _ in wanted]
+        making = [netlink.new_veth(veth, pod) for veth, _, pod in wanted]
         getting = [netlink.get_link(name) for name in names]
         # A host without IPv6 refuses, and has no such addresses anyway.
-        calming = [netlink.without_link_local(veth.name) for veth in veths if not veth.link_local]
+        calming = [netlink.without_link_local(veth.name) for veth, _, _ in wanted if not veth.link_local]
         replies = self._socket.send([*making, *getting, *calming])
-        links = netlink.links_of(names, replies[len(veths) : 2 * len(veths)])
-        for veth, reply in zip(veths, replies[: len(veths)], strict=True):
-            if reply.errno == errno.EEXIST:
-                found = links.get(veth.name)
-                if found and belongs_to(found, owner):
-                    continue  # applied before
-                taken = f"{veth.name} on the host" if found else f"{veth.peer} in the pod"
+        links = netlink.links_of(names, replies[len(making) : len(making) + len(getting)])
+        here, peers = {}, {}
+        for (veth, owner, _), reply in zip(wanted, replies[: len(making)], strict=True):
+            link = links.get(veth.name)
+            if reply.errno == errno.EEXIST and not (link and belongs_to(link, owner)):  # not applied before
+                taken = f"{veth.name} on the host" if link else f"{veth.peer} in the pod"
                 raise WiringError(f"{describe(veth)} cannot be made: a link {taken} exists and is not ours")
-            raise_for(veth, reply, "host")
-            if (link := links.get(veth.name)) and (peer := link.peer):
-                inside |= {veth.peer: peer, "lo": LOOPBACK}
-        outside = {name: link.index for name, link in links.items()}
-        self._made |= {(name, owner): index for name, index in outside.items()}
-        return outside, inside
+            if reply.errno != errno.EEXIST:
+                raise_for(veth, reply, "host")
+                if link and link.peer:
+                    peers[veth.name] = link.peer
+            if link:
+                here[veth.name] = self._made[veth.name, owner] = link.index
+        return here, peers
 
     def _parents(self, children: Sequence[Ipvlan]) -> dict[Ipvlan, int]:
         """The index of each one's parent."""
@@ -288,6 +308,35 @@ class Engine:
 
     def _on_host(self, function: Callable[..., T], *args: object) -> T:
         return self._host.run(function, *args) if self._host else function(*args)
+
+
+@dataclass
+class _Wanted:
+    """What shall be applied for one owner, and why that failed."""
+
+    wiring: Wiring
+    pod: Namespace | None
+    owner: str
+    problem: TerwayError | None = None
+
+    def __post_init__(self) -> None:
+        self.veths = [obj for obj in self.wiring.host if isinstance(obj, Veth)]
+        self.moves = [obj for obj in self.wiring.host if isinstance(obj, MoveLink)]
+        self.children = [obj for obj in self.wiring.pod if isinstance(obj, Ipvlan)]
+
+    def objects_in_pod(self) -> list[WiringObject]:
+        return [
+            *(LinkUp(dev=veth.peer, mtu=veth.mtu) for veth in self.veths),
+            *(LinkUp(dev=obj.name, mtu=obj.mtu) for obj in self.moves),
+            *brought_up(self.children),
+            *self.wiring.pod,
+        ]
+
+    def objects_on_host(self) -> list[WiringObject]:
+        return [
+            *(LinkUp(dev=veth.name, mtu=veth.mtu) for veth in self.veths),
+            *(obj for obj in self.wiring.host if not isinstance(obj, Veth | MoveLink)),
+        ]
 
 
 def _pairs(wiring: Wiring) -> list[Address]:

@@ -48,7 +48,7 @@ def main() -> None:
         say("one by one")
         single = measure.one_by_one([ours, shared, own, go], ROUNDS)
         say("bursts")
-        many, cpu = measure.bursts(subjects, 3)
+        many, cpu = measure.bursts(subjects, 7)
         say("pod to pod")
         network = measure.pod_to_pod([ours, go], 3)
         memory_with_sdk = measure.resident(shared)
@@ -87,6 +87,10 @@ def main() -> None:
         *([f"daemon CPU for an ADD and a DEL, {name}", f"{1000 * t:.1f} ms"] for name, t in cpu.items()),
         *([f"address out of a pool that has {n}", f"{1000 * t:.2f} ms"] for n, t in pool.items()),
         *([f"floor: {part}", f"{1000 * t:.2f} ms"] for part, t in floor.items()),
+        *(
+            [f"floor: wiring one pod by raw netlink beside {n}", f"{1000 * scale[f'raw at {n}']:.2f} ms"]
+            for n in (10, PODS)
+        ),
         *([f"wiring one pod, {way}", f"{1000 * t:.2f} ms"] for way, t in wiring.items()),
         *(
             [f"pod to pod, {n}", f"{rate:.1f} Gbit/s, {1e6 * trip:.0f} µs"]

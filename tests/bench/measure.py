@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from terway_core.wiring.veth import wire_by_veth
 from tests.bench.subjects import Subject, daemon, namespaces, netconf_of, vpc_config
 
 BURST, AT_ONCE = 110, 16
+#: Seconds between bursts.
+CALM = 0.3
 #: Seconds after which new links no longer solicit routers and report groups, for which the kernel takes the
 #: same lock as for new ones (MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL of RFC 4861).
 SETTLED = 15
@@ -54,8 +57,11 @@ def bursts(subjects: Sequence[Subject], repeats: int) -> tuple[Times, dict[str, 
     times: Times = defaultdict(list)
     cpu: dict[str, float] = {}
     with namespaces(BURST, "many") as paths:
+        turns = list(subjects)
         for _ in range(repeats):
-            for subject in subjects:
+            turns.append(turns.pop(0))
+            for subject in turns:
+                time.sleep(CALM)  # the kernel still frees what the last one has deleted
                 before = _cpu(subject)
                 for command in ("ADD", "DEL"):
                     times[command, subject.name].append(subject.call_all(command, paths, at_once=AT_ONCE))
@@ -93,6 +99,10 @@ def at_scale(folder: Path, most: int, rounds: int) -> dict[str, float]:
     ):
         subject = Subject("vpc", install.binary_path(config), netconf_of(config), node, config.socket)
 
+        def raw() -> float:
+            with closing(Engine(node)) as engine, NetlinkSocket(node) as sock, Namespace.open(one) as pod:
+                return statistics.median(_raw(engine, sock, pod) for _ in range(rounds))
+
         def median_add() -> float:
             times = []
             for _ in range(rounds):
@@ -104,11 +114,13 @@ def at_scale(folder: Path, most: int, rounds: int) -> dict[str, float]:
             found["memory at 0"] = resident(subject)
             subject.call_all("ADD", pods[:10], at_once=AT_ONCE)
             found["ADD at 10"] = median_add()
+            found["raw at 10"] = raw()
             subject.call_all("ADD", pods[10:BURST], at_once=AT_ONCE)
             found[f"memory at {BURST}"] = resident(subject)
             subject.call_all("ADD", pods[BURST:], at_once=AT_ONCE)
             time.sleep(SETTLED)
             found[f"ADD at {most}"] = median_add()
+            found[f"raw at {most}"] = raw()
             found[f"memory at {most}"] = resident(subject)
             start = time.perf_counter()
             ask(config.socket, "POST", "/v1/gc")
@@ -182,7 +194,7 @@ def _deletions(count: int, rounds: int) -> list[float]:
                     inside.send([netlink.set_up(inside.links(["eth0"])["eth0"].index)])
             left = {link.index for link in sock.links([f"v{number}" for number in range(count)]).values()}
             messages = [*map(netlink.doom, left), netlink.delete_doomed()]
-            with contextlib.closing(LinkNews(host)) as news:
+            with closing(LinkNews(host)) as news:
                 start = time.perf_counter()
                 request = thread.submit(sock.send, messages)
                 while left and not request.done():
@@ -192,32 +204,36 @@ def _deletions(count: int, rounds: int) -> list[float]:
     return times
 
 
+def _one_pod() -> Wiring:
+    attachment = Attachment(network="bench", container_id="c", ifname="eth0")
+    pair = wire_by_veth(attachment, Lease(addresses=(ip_interface("172.20.0.2/32"),)), 1500)
+    return Wiring(host=pair.host, pod=pair.pod)
+
+
 def wiring_alone(rounds: int) -> dict[str, list[float]]:
     """The engine, and the same objects by raw netlink messages that were encoded beforehand."""
     times: dict[str, list[float]] = {"engine": [], "raw": []}
-    attachment = Attachment(network="bench", container_id="c", ifname="eth0")
-    pair = wire_by_veth(attachment, Lease(addresses=(ip_interface("172.20.0.2/32"),)), 1500)
-    wiring = Wiring(host=pair.host, pod=pair.pod)
-    with namespaces(2, "wire") as paths, Namespace.open(paths[0]) as host:
-        engine = Engine(host)
-        with NetlinkSocket(host) as sock:
-            for _ in range(rounds):
-                for way in times:
-                    with Namespace.open(paths[1]) as pod:
-                        start = time.perf_counter()
-                        if way == "engine":
-                            engine.apply(wiring, pod, "bench:c")
-                            spent = time.perf_counter() - start
-                        else:
-                            spent = _raw(sock, pod, wiring)
-                        times[way].append(spent)
-                        engine.remove(wiring, pod, "bench:c")
-        engine.close()
+    wiring = _one_pod()
+    with (
+        namespaces(2, "wire") as (path, pod_path),
+        Namespace.open(path) as host,
+        closing(Engine(host)) as engine,
+        NetlinkSocket(host) as sock,
+    ):
+        for _ in range(rounds):
+            with Namespace.open(pod_path) as pod:
+                start = time.perf_counter()
+                engine.apply(wiring, pod, "bench:c")
+                times["engine"].append(time.perf_counter() - start)
+                engine.remove(wiring, pod, "bench:c")
+            with Namespace.open(pod_path) as pod:
+                times["raw"].append(_raw(engine, sock, pod))
     return times
 
 
-def _raw(sock: NetlinkSocket, pod: Namespace, wiring: Wiring) -> float:
+def _raw(engine: Engine, sock: NetlinkSocket, pod: Namespace) -> float:
     """Seconds of nothing but system calls: a socket in the pod, the pair, two batches."""
+    wiring = _one_pod()
     veth = next(obj for obj in wiring.host if isinstance(obj, Veth))
     make = [netlink.new_veth(veth, pod.fd)]
     start = time.perf_counter()
@@ -239,7 +255,9 @@ def _raw(sock: NetlinkSocket, pod: Namespace, wiring: Wiring) -> float:
     start = time.perf_counter()
     inside.send(pod_batch)
     sock.send(host_batch)
-    return spent + time.perf_counter() - start
+    spent += time.perf_counter() - start
+    engine.remove(wiring, pod, "bench:c")
+    return spent
 
 
 def pod_to_pod(subjects: Sequence[Subject], seconds: int) -> dict[str, tuple[float, float]]:

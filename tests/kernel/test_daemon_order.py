@@ -125,8 +125,8 @@ def test_what_a_pod_gets_is_written_before_the_kernel_has_it_and_on_disk_before_
     pod = node.pod()
     node.add(pod)
     told = [event for event in path.read_text().split() if event != "turn"]
-    # First the row, an address of each family, and the row with lease and wiring; at last the word `ready`.
-    assert told == ["fleeting"] * 4 + ["sync", "apply", "synced", "fleeting"]
+    # First the row, an address of each family, and the row with lease and wiring; then the word `ready`.
+    assert told == ["fleeting"] * 4 + ["sync", "apply", "fleeting", "synced"]
     path.unlink()
     node.delete(pod)
     assert {"turn", "fleeting"} == {*path.read_text().split()}

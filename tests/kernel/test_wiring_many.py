@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from terway_core.wiring import netlink
+from terway_core.wiring.engine import needs_pod
 from terway_core.wiring.inspect import HostState, diff_pod
 from terway_core.wiring.netlink import NetlinkSocket
 
@@ -61,7 +62,38 @@ def test_a_hundred_pods_come_and_go(rig, terway_netns, deletions):
     assert len(deletions) < PODS
 
 
-def test_deletions_that_meet_are_one(rig, terway_netns, deletions):
+def held(batcher, monkeypatch):
+    """Let a batcher's work wait until the result is called; what comes meanwhile is one batch."""
+    go_on, work = threading.Event(), batcher._work
+    monkeypatch.setattr(batcher, "_work", lambda batch: (go_on.wait(10), work(batch)))
+    return go_on.set
+
+
+def test_what_one_of_those_that_meet_cannot_have_the_others_have(rig, terway_netns, monkeypatch):
+    pods = {number: terway_netns() for number in range(1, 6)}
+    assert not any(needs_pod(wiring(number)) for number in pods)
+    rig.engine.apply(
+        wiring(3), terway_netns(), "m:net/other/eth0"
+    )  # and so has the name of a later one's link
+    go_on = held(rig.engine._wanted, monkeypatch)
+    with ThreadPoolExecutor(len(pods)) as threads:
+        applied = {
+            number: threads.submit(rig.engine.apply, wiring(number), pod, owner(number))
+            for number, pod in pods.items()
+        }
+        wait_for(lambda: len(rig.engine._wanted) == len(pods) - 1, "all others stand in line")
+        go_on()
+        problems = {number: future.exception() for number, future in applied.items()}
+    assert "a link cali3 on the host exists and is not ours" in str(problems.pop(3))
+    assert set(problems.values()) == {None}
+    host = HostState.read(rig.host)
+    for number in problems:
+        assert host.diff(wiring(number), owner=owner(number)) == diff_pod(wiring(number), pods[number]) == []
+    assert host.diff(wiring(3), owner="m:net/other/eth0") == []
+    assert diff_pod(wiring(3), pods[3]) != []
+
+
+def test_deletions_that_meet_are_one(rig, terway_netns, deletions, monkeypatch):
     pods = {number: terway_netns() for number in range(1, 9)}
     for number, pod in pods.items():
         rig.engine.apply(wiring(number), pod, owner(number))
@@ -69,18 +101,13 @@ def test_deletions_that_meet_are_one(rig, terway_netns, deletions):
         links = {name: link.index for name, link in sock.links([f"cali{n}" for n in pods]).items()}
     del links["cali8"]
     reaper = rig.engine._reaper
-    go_on = threading.Event()
-    work = reaper._batcher._work
-    reaper._batcher._work = lambda batch: (
-        go_on.wait(10),
-        work(batch),
-    )  # as if the kernel were at one of them
+    go_on = held(reaper._batcher, monkeypatch)
     threads = [threading.Thread(target=rig.engine.delete_link, args=(index,)) for index in links.values()]
     for thread in threads:
         thread.start()
     wait_for(lambda: len(reaper._batcher) == len(links) - 1, "all others stand in line")
     assert deletions == []
-    go_on.set()
+    go_on()
     for thread in threads:
         thread.join()
     assert deletions == [1, 1]
