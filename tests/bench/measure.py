@@ -158,7 +158,10 @@ def floors(subject: Subject, folder: Path, rounds: int) -> dict[str, float]:
         "a process": statistics.median(processes),
         "a sync of the disk": statistics.median(_syncs(folder / "floor", rounds)),
         f"{BURST} processes, {AT_ONCE} at a time": statistics.median(many),
-        f"{BURST} veth pairs deleted by one message": statistics.median(_deletions(BURST, 5)),
+        f"{BURST} veth pairs deleted by one message": statistics.median(_deletions(BURST, BURST, 5)),
+        f"{BURST} veth pairs deleted, {AT_ONCE} by a message": statistics.median(
+            _deletions(BURST, AT_ONCE, 5)
+        ),
     }
 
 
@@ -175,15 +178,19 @@ def _syncs(path: Path, rounds: int) -> list[float]:
     return times
 
 
-def _deletions(count: int, rounds: int) -> list[float]:
+def _deletions(count: int, at_once: int, rounds: int) -> list[float]:
     """Until the kernel has taken the last one out of its tables."""
     times = []
     with (
         namespaces(count + 1, "doomed") as (first, *paths),
         Namespace.open(first) as host,
         NetlinkSocket(host) as sock,
-        ThreadPoolExecutor(1) as thread,
+        closing(LinkNews(host)) as news,
+        contextlib.ExitStack() as senders,
     ):
+        requests = range(0, count, at_once)
+        socks = [senders.enter_context(NetlinkSocket(host)) for _ in requests]
+        threads = senders.enter_context(ThreadPoolExecutor(len(requests)))
         for _ in range(rounds):
             for number, path in enumerate(paths):
                 mac = f"0a:00:00:00:00:{number:02x}"
@@ -192,15 +199,18 @@ def _deletions(count: int, rounds: int) -> list[float]:
                     sock.send([netlink.new_veth(veth, pod.fd)])
                     sock.send([netlink.set_up(sock.links([veth.name])[veth.name].index)])
                     inside.send([netlink.set_up(inside.links(["eth0"])["eth0"].index)])
-            left = {link.index for link in sock.links([f"v{number}" for number in range(count)]).values()}
-            messages = [*map(netlink.doom, left), netlink.delete_doomed()]
-            with closing(LinkNews(host)) as news:
-                start = time.perf_counter()
-                request = thread.submit(sock.send, messages)
-                while left and not request.done():
-                    left -= news.deleted(0.005)
-                times.append(time.perf_counter() - start)
-                request.result()
+            indices = [link.index for link in sock.links([f"v{n}" for n in range(count)]).values()]
+            answers = []
+            start = time.perf_counter()
+            for first_one, sender in zip(requests, socks, strict=True):
+                left = {*indices[first_one : first_one + at_once]}
+                messages = [*map(netlink.doom, left), netlink.delete_doomed()]
+                answers.append(threads.submit(sender.send, messages))
+                while left:
+                    left -= news.deleted(1.0)
+            times.append(time.perf_counter() - start)
+            for answer in answers:
+                assert not answer.result()[-1].errno
     return times
 
 
