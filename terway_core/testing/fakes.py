@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from terway_core.errors import CloudError, WiringError
+from terway_core.record import Record
 from terway_core.store import Store
-from terway_core.types import Attachment, Pod, Wiring
+from terway_core.types import Attachment, AttachmentKey, Pod, Wiring
 from terway_core.wiring.objects import WiringObject, describe
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class WatchedStore(Store):
         self.uses += 1
         with super().read() as connection:
             yield connection
+
+    def _known(self) -> dict[AttachmentKey, Record]:
+        self.uses += 1
+        return super()._known()
 
     def write(self, change: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         self.uses += 1

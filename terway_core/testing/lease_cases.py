@@ -160,6 +160,7 @@ class LeaseCases(ConformanceBase):
         for attachment in (POD, OTHER, THIRD):
             rig.allocate(attachment)
         self.spoil_a_record(rig, THIRD)
+        rig.restart()  # nobody else writes while a daemon runs
         rig.gc(POD)
         assert [line for line in self.leftovers(rig) if str(OTHER.key) in line] == []
 

@@ -290,7 +290,7 @@ class ReadsAFile(ExampleDriver):
 class AsksTheStore(Keeping):
     @hookimpl
     def terway_setup(self, attachment, lease, node):
-        self._pool.owners()
+        self.store.records()
         return super().terway_setup(attachment, lease, node)
 
 
