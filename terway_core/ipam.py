@@ -38,7 +38,7 @@ class _OwnedAddresses(ABC):
         self._store = store
         self._rest = rest
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._owners: dict[IPAddress, str] = {}
         self._owned: dict[str, list[IPAddress]] = {}
         self._resting: dict[IPAddress, float] = {}  # until when
@@ -58,29 +58,26 @@ class _OwnedAddresses(ABC):
             self._store.write(change, durable=False)
             with self._lock:
                 for address in addresses:
-                    self._disown(address)
-                    if self._rest:
-                        self._resting[address] = until
+                    if self._owners.get(address) == owner:
+                        self._disown(address)
+                        if self._rest:
+                            self._resting[address] = until
         return bool(addresses)
 
     def collect(self, live: Iterable[str]) -> list[str]:
         """Give back the addresses of owners that are neither in ``live`` nor in the journal.
 
-        The owners are looked at before the journal: an attachment has its row before it gets an address, so
-        one that is being added meanwhile is safe.
+        An attachment has its row before it gets an address, so one that is being added meanwhile is safe; and
+        who comes back under a key that is found dead here waits, and then gets another address.
 
         :returns: one line for each address.
         """
         with self._lock:
-            owned = {owner: tuple(addresses) for owner, addresses in self._owned.items()}
-        alive = {*live, *(str(record.key) for record in self._store.records())}
-        dead = [owner for owner in owned if owner not in alive]
-        return [
-            f"address {address} of {owner}"
-            for owner in dead
-            if self.release(owner)
-            for address in owned[owner]
-        ]
+            alive = {*live, *(str(record.key) for record in self._store.records())}
+            dead = {owner: tuple(found) for owner, found in self._owned.items() if owner not in alive}
+            for owner in dead:
+                self.release(owner)
+        return [f"address {address} of {owner}" for owner, found in dead.items() for address in found]
 
     def owners(self) -> dict[str, IPAddress]:
         """Who owns what."""

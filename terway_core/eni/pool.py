@@ -252,11 +252,12 @@ class Pool:
     def collect(self, live: Iterable[str]) -> list[str]:
         """Give back what belongs to owners that are neither in ``live`` nor in the journal; a line for each.
 
-        The owners are looked at before the journal: an attachment has its row before it gets an address.
+        An attachment has its row before it gets an address, so one that is being added meanwhile is safe; and
+        who comes back under a key that is found dead here waits until it has been given back.
         """
-        owners = self._rows.owners()
-        dead = sorted(owners - set(live) - set(self._ledger.journalled()))
-        return [f"addresses of {owner}" for owner in dead if self.release(owner)]
+        with self._rows.changed:
+            dead = sorted(self._rows.owners() - set(live) - set(self._ledger.journalled()))
+            return [f"addresses of {owner}" for owner in dead if self.release(owner)]
 
     @property
     def families(self) -> tuple[int, ...]:

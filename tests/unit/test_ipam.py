@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -153,6 +154,31 @@ def test_collect_spares_who_is_in_the_journal(make, terway_store):
     ]
     assert set(pool.owners()) == {owner(0), owner(1)}
     assert pool.collect([owner(0)]) == []
+
+
+def test_who_comes_back_while_his_old_address_is_collected_keeps_the_new_one(make, terway_store, monkeypatch):
+    """A runtime may use a container id again as soon as its DEL is answered."""
+    pool = make("10.0.0.0/29", rest=0)
+    pool.allocate(owner(1))
+
+    def come_back():
+        pool.release(owner(1))  # the end of the DEL
+        terway_store.put(row(1))
+        pool.allocate(owner(1))
+
+    thread = threading.Thread(target=come_back)
+    records = terway_store.records
+
+    def slowly():
+        found = records()
+        thread.start()
+        thread.join(0.2)
+        return found
+
+    monkeypatch.setattr(terway_store, "records", slowly)
+    pool.collect([])
+    thread.join()
+    assert set(pool.owners()) == {owner(1)}
 
 
 def test_leases_in_the_journal_are_owned_although_their_rows_are_lost(make, terway_store):

@@ -267,6 +267,32 @@ def test_owners_that_nobody_knows_are_collected(make_node):
     ]
 
 
+def test_who_comes_back_while_his_old_address_is_collected_keeps_the_new_one(make_node, monkeypatch):
+    node = make_node(warm_min=3)
+    node.boot()
+    node.allocate("back")
+    ledger = node.pool._ledger
+    journalled = ledger.journalled
+
+    def come_back():
+        node.pool.release("back")
+        node.pool.allocate("back")
+
+    thread = threading.Thread(target=come_back)
+
+    def slowly():
+        found = journalled()
+        thread.start()
+        thread.join(0.2)
+        return found
+
+    monkeypatch.setattr(ledger, "journalled", slowly)
+    node.pool.collect([])
+    thread.join()
+    monkeypatch.undo()
+    assert node.pool._rows.owners() == {"back"}
+
+
 def test_what_the_settings_must_not_say(make_node, account):
     far = account.add_vswitch("192.168.3.0/24", zone="cn-hangzhou-i")
     with pytest.raises(
