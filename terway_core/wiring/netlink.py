@@ -9,11 +9,9 @@ and filters are in :mod:`terway_core.wiring.tc`.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
-import select
 import socket
 import struct
 import sys
@@ -47,7 +45,6 @@ NLM_F_DUMP, NLM_F_DUMP_INTR = 0x300, 0x10
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 
-RTMGRP_LINK, SO_ATTACH_FILTER = 1, 26
 SIOCGIFHWADDR, SIOCGIFINDEX = 0x8927, 0x8933  # include/uapi/linux/sockios.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -152,7 +149,7 @@ class NetlinkSocket:
     """
 
     def __init__(self, namespace: Namespace | None = None) -> None:
-        with _trouble_told():
+        with trouble_told():
             self._socket = _prepared(namespace.run(route_socket) if namespace else route_socket())
         self._sequence = 0
         self._found: dict[str, FoundLink] = {}
@@ -161,7 +158,7 @@ class NetlinkSocket:
     def of(cls, namespace: Namespace) -> Self:
         """On the namespace's own socket, for which no thread has to enter it again."""
         self = cls.__new__(cls)
-        with _trouble_told():
+        with trouble_told():
             self._socket = _prepared(namespace.route_socket)
         self._sequence = 0
         self._found = {}
@@ -175,7 +172,7 @@ class NetlinkSocket:
         replies: list[Reply] = []
         if not messages:
             return replies
-        with _trouble_told():
+        with trouble_told():
             for start in range(0, len(messages), BATCH):
                 replies += self._exchange(messages[start : start + BATCH])
         return replies
@@ -193,7 +190,7 @@ class NetlinkSocket:
         replies = [_DONE] * len(messages)
         answered = False
         while not answered:
-            for kind, flags, sequence, body in _split(self._socket.recv(1 << 18)):
+            for kind, flags, sequence, body in split(self._socket.recv(1 << 18)):
                 if sequence < first:  # left over from a request that was interrupted
                     continue
                 if kind != NLMSG_ERROR:
@@ -262,10 +259,10 @@ class NetlinkSocket:
         header = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
         found: list[bytes] = []
         interrupted = False
-        with _trouble_told():
+        with trouble_told():
             self._socket.send(header + body)
             while True:
-                for answer, flags, sequence, payload in _split(self._socket.recv(1 << 18)):
+                for answer, flags, sequence, payload in split(self._socket.recv(1 << 18)):
                     if sequence != self._sequence:
                         continue
                     interrupted |= bool(flags & NLM_F_DUMP_INTR)
@@ -283,36 +280,6 @@ class NetlinkSocket:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class LinkNews:
-    """Listens to which of a namespace's links are deleted, from its construction on."""
-
-    def __init__(self, namespace: Namespace | None = None) -> None:
-        with _trouble_told():
-            self._socket = namespace.run(_listen) if namespace else _listen()
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
-
-    def deleted(self, timeout: float) -> set[int]:
-        """Indices of links that have gone since the last call; waits ``timeout`` seconds for the first."""
-        if not self._poll.poll(timeout * 1000):
-            return set()
-        gone = set()
-        try:
-            while True:
-                news = _split(self._socket.recv(1 << 12, socket.MSG_DONTWAIT))
-                # A bridge that loses a port says RTM_DELLINK too, of its own family.
-                gone |= {
-                    struct.unpack_from("=i", body, 4)[0]
-                    for kind, _, _, body in news
-                    if kind == RTM_DELLINK and body[0] == socket.AF_UNSPEC
-                }
-        except OSError:  # EAGAIN: that was all; ENOBUFS: more has happened than the buffer holds
-            return gone
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 # -- links ------------------------------------------------------------------------------------------------
@@ -477,7 +444,8 @@ def change(kind: int, body: bytes, mode: int, delete: bool) -> Message:
 
 
 @contextlib.contextmanager
-def _trouble_told() -> Iterator[None]:
+def trouble_told() -> Iterator[None]:
+    """Raise WiringError where a socket raises OSError."""
     try:
         yield
     except OSError as error:
@@ -487,22 +455,6 @@ def _trouble_told() -> Iterator[None]:
 def _prepared(sock: socket.socket) -> socket.socket:
     sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # acknowledgements without a copy of the request
     sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)  # and with the kernel's own words for an error
-    return sock
-
-
-def _listen() -> socket.socket:
-    """Hears of deletions only: before one the kernel tells twice of each end that it goes down, and whoever
-    has to listen to that keeps others from working."""
-    sock = route_socket()
-    # Instructions of <linux/filter.h>: load the message's type, which is in the host's byte order, and take
-    # the message whole or not at all.
-    wanted = int.from_bytes(struct.pack("=H", RTM_DELLINK))
-    code = ((0x28, 0, 0, 4), (0x15, 0, 1, wanted), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
-    sock.setsockopt(
-        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(code), ctypes.addressof(program))
-    )
-    sock.bind((0, RTMGRP_LINK))
     return sock
 
 
@@ -518,7 +470,8 @@ def _family(ip: IPAddress | IPNetwork) -> int:
     return socket.AF_INET if ip.version == 4 else socket.AF_INET6
 
 
-def _split(data: bytes) -> list[tuple[int, int, int, bytes]]:
+def split(data: bytes) -> list[tuple[int, int, int, bytes]]:
+    """The messages in what was received: type, flags, sequence number and body of each."""
     found = []
     offset = 0
     while offset + 16 <= len(data):

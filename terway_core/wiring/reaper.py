@@ -19,8 +19,9 @@ from terway_core.batcher import Batcher
 from terway_core.errors import WiringError
 from terway_core.wiring import netlink
 from terway_core.wiring.changes import belongs_to
-from terway_core.wiring.netlink import LinkNews, Message, NetlinkSocket
+from terway_core.wiring.netlink import Message, NetlinkSocket
 from terway_core.wiring.netns import Namespace
+from terway_core.wiring.news import LinkNews
 
 #: Requests whose answers are awaited at the same time; what comes meanwhile is sent as one.
 SENDERS: Final = 16

@@ -24,8 +24,9 @@ from terway_core.store import Store
 from terway_core.types import Attachment, Lease
 from terway_core.wiring import netlink
 from terway_core.wiring.engine import Engine
-from terway_core.wiring.netlink import LinkNews, NetlinkSocket
+from terway_core.wiring.netlink import NetlinkSocket
 from terway_core.wiring.netns import Namespace
+from terway_core.wiring.news import LinkNews
 from terway_core.wiring.objects import Address, LinkUp, Neighbor, Route, Veth, Wiring
 from terway_core.wiring.veth import wire_by_veth
 from tests.bench.subjects import Subject, daemon, namespaces, netconf_of, vpc_config
