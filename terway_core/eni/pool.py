@@ -305,11 +305,11 @@ class Pool:
         return began
 
     def _loop(self) -> None:
-        version, planned = -1, 0.0
+        version, planned, looked = -1, 0.0, self._clock()
         while not self._stopping.is_set():
             with self._rows.changed:
                 if self._rows.version == version:
-                    self._rows.changed.wait(self._pause())
+                    self._rows.changed.wait(self._pause(looked))
                 calm = version >= 0 and not self._line and not self._rows.urgent
                 self._rows.urgent = False
             if calm:
@@ -317,6 +317,7 @@ class Pool:
             planned = time.monotonic()
             with self._rows.changed:
                 version = self._rows.version
+            looked = self._clock()
             try:
                 self.step()
             except TerwayError as error:
@@ -324,16 +325,17 @@ class Pool:
             except Exception:
                 log.exception("pool step failed")
 
-    def _pause(self) -> float:
+    def _pause(self, looked: float) -> float:
+        """Seconds until a time comes that the last look at the rows could not know as past."""
         now = self._clock()
         times = [
-            self._started().next_look(),
+            self._started().next_look(looked),
             self._compare_at,
             self._quiet_since + self._config.reclaim_after,
         ]
         times += [row.rests_until for row in self._rows.addresses.values()]
         times += [eni.rests_until for eni in self._rows.enis.values()]
-        pause = min((at - now for at in times if at > now), default=LONGEST_PAUSE)
+        pause = min((at - now for at in times if at > looked), default=LONGEST_PAUSE)
         return max(0.01, min(pause, GATHER if self._line else LONGEST_PAUSE))
 
     def _view(self, supplier: Supplier, tickets: Sequence[Ticket] = ()) -> View:
@@ -386,7 +388,7 @@ class Pool:
 
     def _give_up_hopeless(self, supplier: Supplier, view: View, tickets: Sequence[Ticket]) -> None:
         """Tell those, whom ``view`` counts, for whom nothing is on its way why; waiting would not help."""
-        tried_again = supplier.next_look() < float("inf") or not supplier.place.vswitches
+        tried_again = supplier.next_look(self._clock()) < float("inf") or not supplier.place.vswitches
         if tried_again and not view.holds.calling:
             return
         for ticket in tickets:

@@ -150,11 +150,11 @@ class Supplier:
         """Finish what is under way; what is left is in the rows."""
         self._executor.shutdown()
 
-    def next_look(self) -> float:
-        """When something that waits may go on, in seconds since the epoch; infinity if nothing waits."""
+    def next_look(self, after: float) -> float:
+        """The first time after another at which something that waits may go on, in seconds since the epoch;
+        infinity if nothing waits."""
         with self._rows.changed:
-            now = self._clock()
-            return min((at for at in self._not_before.values() if at > now), default=float("inf"))
+            return min((at for at in self._not_before.values() if at > after), default=float("inf"))
 
     @property
     def last_error(self) -> str:

@@ -293,6 +293,19 @@ def test_who_comes_back_while_his_old_address_is_collected_keeps_the_new_one(mak
     assert node.pool._rows.owners() == {"back"}
 
 
+def test_a_time_that_comes_while_it_plans_is_not_slept_through(make_node):
+    """Otherwise an ENI that has just been attached is looked at again half a minute later."""
+    node = make_node(warm_min=3)
+    node.boot()
+    pool = node.pool
+    looked = pool._clock()
+    pool._supplier._not_before["of an ENI"] = looked + 0.2
+    assert pool._pause(looked) == pytest.approx(0.2)
+    node.time.advance(0.3)
+    assert pool._pause(looked) == 0.01
+    assert pool._pause(pool._clock()) > 1
+
+
 def test_what_the_settings_must_not_say(make_node, account):
     far = account.add_vswitch("192.168.3.0/24", zone="cn-hangzhou-i")
     with pytest.raises(
