@@ -27,9 +27,8 @@ NODES: Final = 2
 PODS_PER_NODE: Final = 3
 #: Seconds after which a path counts as broken.
 PATH_LIMIT: Final = 2.0
-#: Seconds after which a difference that is still there is real. The pool looks only every 10 s at an ENI that
-#: has been long on its way.
-SETTLING_LIMIT: Final = 30.0
+#: Seconds after which a difference that is still there is real.
+SETTLING_LIMIT: Final = 6.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
