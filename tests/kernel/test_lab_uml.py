@@ -194,7 +194,9 @@ def test_nothing_is_left_after_the_block(monkeypatch, tmp_path):
 def test_it_ends_with_whoever_booted_it(tmp_path, number):
     runnable()
     code = (
-        "import sys\nfrom terway_core.lab import uml\n"
+        # What a shell runs in the background inherits that SIGINT is ignored.
+        "import signal\nfrom terway_core.lab import uml\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with uml.booted() as machine:\n"
         "    print(machine.folder, flush=True)\n"
         "    machine.run(['sleep', '600'])\n"
